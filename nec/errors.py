@@ -1,0 +1,42 @@
+"""The errors that `nec` raises: each says what was wrong, the value, and the remedy."""
+
+
+class NecError(Exception):
+    """Any error that `nec` raises on purpose.
+
+    Parameters
+    ----------
+    what : str
+        The thing that is wrong, with its name and value.
+    remedy : str, optional
+        What the caller can do about it.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what = what
+        self.remedy = remedy
+        super().__init__(f"{what}; {remedy}" if remedy else what)
+
+
+class SceneError(NecError, ValueError):
+    """A scene cannot be read as asked: a missing band, no CRS, no raster."""
+
+
+class ModelError(NecError, ValueError):
+    """A model is unknown, damaged, or cannot take this input."""
+
+
+class CompressorError(NecError, ValueError):
+    """A compressor cannot be fitted, loaded or applied."""
+
+
+class ChunkError(NecError, ValueError):
+    """The bytes of a chunk are damaged or not of a known format."""
+
+
+class StoreError(NecError, OSError):
+    """A store cannot be written or read: sealed, foreign, damaged, incomplete."""
+
+
+class HeadError(NecError, ValueError):
+    """A head cannot be fitted on, or applied to, these embeddings."""

@@ -1,0 +1,167 @@
+"""The pretraining objective: masked autoencoding beside agreement of two views.
+
+Both act through the embedding head, because the head's output is what is shipped.
+
+References
+----------
+.. [1] He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
+.. [2] Chen et al., A Simple Framework for Contrastive Learning, ICML 2020.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nec.encoders.vit import (
+    Block,
+    VisionTransformer,
+    compand,
+    rotary_angles,
+    token_positions,
+)
+
+# Contrast below this (in companded units) is sensor noise, not texture.
+CONTRAST_FLOOR = 0.05
+
+
+def gather_tokens(x: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens (n, token, c) by index (n, k)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def patch_targets(patches: Tensor) -> Tensor:
+    """Return what the decoder predicts for each patch and band.
+
+    Parameters
+    ----------
+    patches : Tensor of shape (n, token, band, pixel)
+        Companded values.
+
+    Returns
+    -------
+    Tensor of shape (n, token, band, pixel + 2)
+        Pixels with the patch's mean and contrast taken out ([1]_'s normalised pixels), then
+        that mean (the spectral level, half of what a land-cover class is) and log contrast.
+    """
+    mean = patches.mean(-1, keepdim=True)
+    contrast = patches.std(-1, keepdim=True) + CONTRAST_FLOOR
+    return torch.cat(((patches - mean) / contrast, mean, contrast.log()), dim=-1)
+
+
+class MaskedContrast(nn.Module):
+    """Masked autoencoding and InfoNCE over two augmented views of the same chips.
+
+    Parameters
+    ----------
+    network : VisionTransformer
+        The encoder in training.
+    keep : float
+        Fraction of tokens that the encoder sees.
+    predict : float
+        Fraction of the hidden tokens that the decoder predicts.
+    contrast_weight : float
+        Weight of InfoNCE beside the reconstruction.
+    temperature : float
+        Of InfoNCE.
+    """
+
+    def __init__(
+        self,
+        network: VisionTransformer,
+        *,
+        keep: float = 0.25,
+        predict: float = 0.25,
+        contrast_weight: float = 0.2,
+        temperature: float = 0.2,
+        decoder_width: int = 128,
+        decoder_depth: int = 1,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.keep, self.predict = keep, predict
+        self.contrast_weight, self.temperature = contrast_weight, temperature
+        config = network.config
+        self.decoder_heads = decoder_width // 32
+        self.into_decoder = nn.Linear(config.dim, decoder_width)
+        self.mask_token = nn.Parameter(torch.randn(decoder_width) * 0.02)
+        self.decoder = nn.ModuleList(
+            Block(decoder_width, self.decoder_heads) for _ in range(decoder_depth)
+        )
+        outputs = len(config.bands) * (config.patch_size**2 + 2)
+        self.predictor = nn.Sequential(
+            nn.LayerNorm(decoder_width), nn.Linear(decoder_width, outputs)
+        )
+        self.projector = nn.Sequential(
+            nn.Linear(config.dim, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128)
+        )
+
+    def forward(
+        self, views: tuple[Tensor, Tensor], inputs: tuple[list[int], list[int]], gsd: Tensor
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch.
+
+        Parameters
+        ----------
+        views : two Tensors of shape (n, 6, y, x)
+            Two augmentations of the same chips, reflectance; NaN bands are not there.
+        inputs : two lists of int
+            Projections of the bands that the encoder sees, for each view.
+        gsd : Tensor of shape (2, n)
+            Ground sampling distance of each view, metres.
+        """
+        present = [i for i in range(views[0].shape[1]) if not torch.isnan(views[0][0, i, 0, 0])]
+        reconstruction: list[Tensor] = []
+        pooled: list[Tensor] = []
+        for view, index, scale in zip(views, inputs, gsd, strict=True):
+            embedding, loss = self._masked(view, index, scale, present)
+            reconstruction.append(loss)
+            pooled.append(F.normalize(self.projector(embedding.mean(1)).float(), dim=-1))
+        similarity = pooled[0] @ pooled[1].T / self.temperature
+        same = torch.arange(len(similarity), device=similarity.device)
+        contrast = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
+        pixels = torch.stack(reconstruction).mean(0)
+        total = pixels.sum() + self.contrast_weight * contrast
+        with torch.no_grad():
+            agree = (similarity.argmax(1) == same).float().mean()
+        return {
+            "loss": total,
+            "pixels": pixels[0],
+            "level": pixels[1],
+            "texture": pixels[2],
+            "contrast": contrast,
+            "agree": agree,
+        }
+
+    def _masked(
+        self, view: Tensor, index: list[int], gsd: Tensor, present: list[int]
+    ) -> tuple[Tensor, Tensor]:
+        n, _, h, w = view.shape
+        p = self.network.config.patch_size
+        patches = self.network.patches(compand(view[:, present]))
+        tokens = patches.shape[2]
+        kept = round(tokens * self.keep)
+        asked = round((tokens - kept) * self.predict)
+        order = torch.rand(n, tokens, device=view.device).argsort(1)
+        seen, hidden = order[:, :kept], order[:, kept : kept + asked]
+        positions = token_positions(h // p, w // p, view.device).expand(n, -1, -1)
+
+        slot = [present.index(i) for i in index]
+        chosen = patches[:, slot].gather(2, seen[:, None, :, None].expand(-1, len(slot), -1, p * p))
+        x = self.network.tokens(chosen, index, gsd)
+        embedding = self.network.head(self.network.encode_tokens(x, gather_tokens(positions, seen)))
+
+        width = self.mask_token.shape[0]
+        x = torch.cat((self.into_decoder(embedding), self.mask_token.expand(n, asked, width)), 1)
+        where = gather_tokens(positions, torch.cat((seen, hidden), 1))
+        cos, sin = rotary_angles(where, width // self.decoder_heads)
+        for block in self.decoder:
+            x = block(x, cos, sin)
+        predicted = self.predictor(x[:, kept:]).view(n, asked, -1, p * p + 2)[:, :, present].float()
+        target = patch_targets(
+            gather_tokens(patches.permute(0, 2, 1, 3).flatten(2), hidden).view(
+                n, asked, len(present), p * p
+            )
+        )
+        error = (predicted - target).square()
+        parts = torch.stack((error[..., :-2].mean(), error[..., -2].mean(), error[..., -1].mean()))
+        return embedding, parts

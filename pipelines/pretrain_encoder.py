@@ -1,0 +1,234 @@
+"""Pretrain the built-in encoder `nec-tiny`, self-supervised, on the development imagery.
+
+    python pipelines/pretrain_encoder.py ../shared/data --steps 2600
+
+Resumes from the run folder's checkpoint; the data of a step depend on its number alone, so a
+resumed run sees what an uninterrupted one would. No image of the EuroSAT test pool
+(``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles, UC Merced images or
+biomass areas is used. Writes ``encoder.safetensors`` and ``log.jsonl`` to the run folder, and
+the loss curve to ``docs/benchmarks/pretrain_encoder.{json,png}``.
+"""
+
+import argparse
+import csv
+import json
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
+from nec.pretrain.augmentation import random_bands, random_view
+from nec.pretrain.objective import MaskedContrast
+
+CHIP, WIDE_CHIP = 64, 96
+# EuroSAT's jpgs render Sentinel-2 reflectance 0 to about 0.275 as 0 to 255.
+DISPLAY_GAIN = 1 / 0.275
+
+
+@dataclass
+class Imagery:
+    """Training images as arrays (n, band, y, x) in the encoder's band order, with their GSD."""
+
+    rgb: np.ndarray
+    multispectral: np.ndarray
+    large: list[tuple[np.ndarray, float]]
+
+
+def load_imagery(data: Path, split: Path) -> Imagery:
+    """Read the training images; the test pool stays on disk."""
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with split.open() as stream:
+        train = [row for row in csv.DictReader(stream) if row["set"] == "train"]
+    rgb, multispectral = [], []
+    for row in train:
+        if row["rgb"] == "1":
+            path = data / "eurosat_rgb" / row["label"] / f"{row['name']}.jpg"
+            rgb.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[::-1])
+        if row["multispectral"] == "1":
+            path = data / "eurosat_ms" / row["label"] / f"{row['name']}.tif"
+            with rasterio.open(path) as dataset:
+                image = dataset.read()
+            # Either near-infrared band serves the one near-infrared projection.
+            nir = 3 + len(multispectral) % 2
+            multispectral.append(image[[0, 1, 2, nir, 5, 6]])
+    large = []
+    paths = sorted((data / "sentinel2_patches").glob("*.tif"))
+    paths += sorted((data / "sentinel2_seasons").glob("*.tif"))
+    for path in paths:
+        with rasterio.open(path) as dataset:
+            image = dataset.read([2, 3, 4, 9, 11, 12]).astype(np.float32) / 1e4
+        if (image <= 0).mean() > 0.02:
+            continue
+        for factor in (1, 2, 3):
+            h, w = (s // factor for s in image.shape[1:])
+            coarse = image[:, : h * factor, : w * factor].reshape(6, h, factor, w, factor)
+            large.append((coarse.mean((2, 4)).clip(0), 10.0 * factor))
+    return Imagery(np.stack(rgb), np.stack(multispectral), large)
+
+
+def cut_chips(
+    imagery: Imagery, rng: np.random.Generator, count: int, edge: int
+) -> tuple[list[np.ndarray], list[float]]:
+    """Cut `count` chips of `edge` pixels at random from the larger images, with their GSD."""
+    wide = [(image, pixel) for image, pixel in imagery.large if min(image.shape[1:]) >= edge]
+    cuts, gsd = [], []
+    for i in rng.choice(len(wide), count):
+        image, pixel = wide[i]
+        y, x = (rng.integers(0, s - edge + 1) for s in image.shape[1:])
+        cuts.append(image[:, y : y + edge, x : x + edge])
+        gsd.append(pixel)
+    return cuts, gsd
+
+
+def batch(imagery: Imagery, step: int, size: int) -> tuple[Tensor, Tensor, torch.Generator]:
+    """Return the chips (n, 6, y, x) and GSD (n,) of a step; missing bands are NaN.
+
+    Two steps in three are RGB photos, one multispectral: in turn half small chips and half cut
+    from the larger images at 10, 20 and 30 m, or fewer, wider chips cut from the larger images
+    alone, so that the encoder is at ease with more tokens than a small chip has.
+    """
+    rng = np.random.default_rng(step)
+    generator = torch.Generator().manual_seed(step)
+    if step % 3:
+        picked = imagery.rgb[rng.choice(len(imagery.rgb), size, replace=False)]
+        chips = torch.full((size, 6, CHIP, CHIP), torch.nan)
+        chips[:, :3] = torch.from_numpy(picked).float() / 255
+        return chips, torch.full((size,), 10.0), generator
+    if step % 6 == 3:
+        cuts, gsd = cut_chips(imagery, rng, size * CHIP**2 // WIDE_CHIP**2, WIDE_CHIP)
+        return torch.from_numpy(np.stack(cuts)), torch.tensor(gsd), generator
+    half = size // 2
+    small = imagery.multispectral[rng.choice(len(imagery.multispectral), half, replace=False)]
+    cuts, gsd = cut_chips(imagery, rng, size - half, CHIP)
+    chips = torch.from_numpy(np.concatenate((small.astype(np.float32) / 1e4, np.stack(cuts))))
+    gsd = [10.0] * half + gsd
+    display = torch.from_numpy(rng.random(size) < 0.25)
+    chips[display] = (chips[display] * DISPLAY_GAIN).clamp(0, 1)
+    return chips, torch.tensor(gsd), generator
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over 100 steps, then a cosine to 1 % of the peak."""
+    if step < 100:
+        return peak * (step + 1) / 100
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 100) / (steps - 100))))
+
+
+def plot(log: list[dict[str, float]], out: Path) -> None:
+    """Draw the loss curve and write its points."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    steps = [row["step"] for row in log]
+    window = 15
+    for ax, keys in zip(axes, (("pixels", "level", "texture"), ("contrast", "agree")), strict=True):
+        for key in keys:
+            values = np.array([row[key] for row in log])
+            smooth = np.convolve(values, np.ones(window) / window, "valid")
+            ax.plot(steps[window - 1 :], smooth, label=key)
+        ax.set_xlabel("step")
+        ax.legend()
+    axes[0].set_title("reconstruction of hidden tokens (squared error)")
+    axes[1].set_title("agreement of two views (InfoNCE; top-1)")
+    figure.savefig(out.with_suffix(".png"), dpi=120)
+    every = max(1, len(log) // 200)
+    out.with_suffix(".json").write_text(json.dumps(log[::every], indent=0) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--run", type=Path, default=Path("runs/pretrain"))
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
+    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--peak", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
+    args = parser.parse_args()
+    args.run.mkdir(parents=True, exist_ok=True)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    network = VisionTransformer(VisionTransformerConfig())
+    objective = MaskedContrast(network).to(device)
+    decay = [p for p in objective.parameters() if p.ndim > 1]
+    plain = [p for p in objective.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        betas=(0.9, 0.95),
+    )
+    first, log = 0, []
+    checkpoint = args.run / "checkpoint.pt"
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
+        if state["steps"] != args.steps:
+            parser.error(f"{checkpoint} is of a run of {state['steps']} steps, not {args.steps}")
+        objective.load_state_dict(state["objective"])
+        optimizer.load_state_dict(state["optimizer"])
+        first, log = state["step"], state["log"]
+        print(f"resumed at step {first}", flush=True)
+
+    imagery = load_imagery(args.data, args.split)
+    print(
+        f"{len(imagery.rgb)} RGB and {len(imagery.multispectral)} multispectral chips, "
+        f"{len(imagery.large)} larger images; "
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters",
+        flush=True,
+    )
+    started, last = time.perf_counter(), args.steps
+    if args.stop_after:
+        last = min(last, first + args.stop_after)
+    for step in range(first, last):
+        chips, gsd, generator = batch(imagery, step, args.batch)
+        torch.manual_seed(step)
+        views, scales = zip(
+            *(random_view(chips.to(device), gsd.to(device), generator=generator) for _ in "ab"),
+            strict=True,
+        )
+        present = [0, 1, 2] if step % 3 else list(range(6))
+        inputs = tuple(random_bands(present, generator=generator) for _ in "ab")
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, args.steps, args.peak)
+        # With 64 tokens, plain attention has the faster backward pass on CPUs.
+        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            losses = objective(views, inputs, torch.stack(scales))
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
+        optimizer.step()
+        log.append({"step": step} | {k: round(v.item(), 4) for k, v in losses.items()})
+        if (step + 1) % 20 == 0:
+            rate = (step + 1 - first) * args.batch / (time.perf_counter() - started)
+            print(json.dumps(log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
+        if (step + 1) % 100 == 0 or step + 1 == last:
+            state = {
+                "objective": objective.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "step": step + 1,
+                "steps": args.steps,
+                "log": log,
+            }
+            part = checkpoint.with_suffix(".part")
+            torch.save(state, part)
+            part.replace(checkpoint)
+            weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+            save_file(weights, args.run / "encoder.safetensors")
+    (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    if len(log) == args.steps:
+        plot(log, args.plot)
+
+
+if __name__ == "__main__":
+    main()
