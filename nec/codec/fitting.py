@@ -1,0 +1,261 @@
+"""Fit a `Coding` to embeddings: context parameters, tables, steps for a size or a fidelity."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nec.codec.chunk import Quantised, Transformed, encode_chunk
+from nec.codec.coding import Coding
+from nec.codec.contexts import (
+    ACTIVITIES,
+    FLAG_CONTEXTS,
+    LONE_DC,
+    MAGNITUDES,
+    NEIGHBOURHOODS,
+    RINGS,
+    SCALES,
+    UNIT_SCALE,
+    Geometry,
+    Parameters,
+    geometry,
+)
+from nec.codec.tables import pack, quantise_frequencies
+from nec.errors import CompressorError
+
+# Observations that a context's parent is worth: contexts seen less lean on their scale class.
+PRIOR_WEIGHT = 24.0
+
+
+def fit_coding(
+    pieces: Sequence[NDArray[np.float32]],
+    *,
+    relative_steps: NDArray[np.float32],
+    block: int,
+    dead_zone: float,
+    bytes_per_vector: float | None = None,
+    cosine: float | None = None,
+) -> tuple[Coding, dict[str, float]]:
+    """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
+
+    Parameters
+    ----------
+    pieces : sequence of ndarray of shape (sample, band, y, x), float32
+        Chunks; NaN is missing.
+    relative_steps : ndarray of shape (band,), float32
+        Steps up to a common factor.
+    block : int
+        Edge of a transform block.
+    dead_zone : float
+    bytes_per_vector, cosine : float, optional
+        The target: one of the two.
+
+    Returns
+    -------
+    tuple of Coding and dict
+        The coding, and what it does to the pieces: the fields of `nec.compressor.Fidelity`.
+
+    Raises
+    ------
+    CompressorError
+        If no step reaches the target.
+    """
+    chunks = [Transformed(p, block) for p in pieces]
+    scan = geometry(block)
+
+    def attempt(log_step: float) -> tuple[Coding, float]:
+        steps = (relative_steps * np.float32(2.0**log_step)).astype(np.float32)
+        coding = fit_tables(chunks, steps, dead_zone, scan)
+        if cosine is None:
+            # More bytes is more fidelity: both targets grow as the step shrinks.
+            vectors = sum(int(c.valid.sum()) for c in chunks)
+            size = sum(len(encode_chunk(p, coding)) for p in pieces)
+            return coding, size / vectors
+        return coding, float(np.mean(_cosines(pieces, chunks, coding)))
+
+    target = bytes_per_vector if cosine is None else cosine
+    assert target is not None
+    fine, coarse = -8.0, 4.0
+    coding, reached = attempt(fine)
+    if reached < target:
+        raise CompressorError(
+            f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"
+        )
+    best = (abs(reached - target), coding)
+    for _ in range(24):
+        middle = (fine + coarse) / 2
+        coding, reached = attempt(middle)
+        best = min(best, (abs(reached - target), coding), key=lambda pair: pair[0])
+        close = target * 0.005 if cosine is None else (1 - target) * 0.005
+        if abs(reached - target) <= close:
+            break
+        fine, coarse = (middle, coarse) if reached > target else (fine, middle)
+    coding = best[1]
+    cosines = _cosines(pieces, chunks, coding)
+    return coding, {
+        "bytes_per_vector": sum(len(encode_chunk(p, coding)) for p in pieces) / len(cosines),
+        "cosine_mean": float(cosines.mean()),
+        "cosine_p01": float(np.quantile(cosines, 0.01)),
+        "cosine_min": float(cosines.min()),
+    }
+
+
+def fit_tables(
+    chunks: Sequence[Transformed], steps: NDArray[np.float32], dead_zone: float, scan: Geometry
+) -> Coding:
+    """Fit context parameters, offsets and tables at given steps."""
+    quantised = [c.quantise(steps, dead_zone) for c in chunks]
+    parameters = fit_parameters(quantised, scan)
+    counts = np.zeros((FLAG_CONTEXTS + SCALES * NEIGHBOURHOODS, MAGNITUDES))
+    for q in quantised:
+        table, value = q.events(parameters, scan)
+        real = table >= 0
+        flat = table[real].astype(np.int64) * MAGNITUDES + value[real]
+        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+    flags, table_of, tables = fit_frequencies(counts)
+    return Coding(
+        block=scan.block,
+        steps=tuple(float(s) for s in steps),
+        offsets=fit_offsets(chunks, quantised, steps),
+        dead_zone=dead_zone,
+        scale=pack(parameters.scale),
+        activity=pack(parameters.activity),
+        mean=pack(parameters.mean),
+        weight=pack(parameters.weight),
+        flags=pack(flags),
+        table_of=pack(table_of),
+        tables=pack(tables),
+    )
+
+
+def fit_parameters(quantised: Sequence[Quantised], scan: Geometry) -> Parameters:
+    """Fit the DC prediction, the scale classes and the activity classes of every band."""
+    bands = quantised[0].symbols.shape[3]
+    dc = np.concatenate([q.symbols[..., 0][q.coded] for q in quantised]).astype(np.float64)
+    if not len(dc):
+        raise CompressorError("the sample holds no block to code", "give finer steps or more data")
+    mean = np.rint(dc.mean(0)).astype(np.int32)
+    departure, around = _neighbours(quantised, mean)
+    weight = np.zeros(bands, np.uint8)
+    if len(departure):
+        power = (around**2).sum(0)
+        slope = (departure * around).sum(0) / np.where(power > 0, power, 1)
+        weight = np.clip(np.rint(16 * slope), 0, 16).astype(np.uint8)
+    scale = np.zeros((bands, RINGS + 1), np.uint8)
+    scale[:, LONE_DC] = _scale_class(np.abs(dc - mean).mean(0))
+    residual = departure - np.rint(around * weight / 16) if len(departure) else dc - mean
+    scale[:, 0] = _scale_class(np.abs(residual).mean(0))
+    total = np.zeros((bands, scan.block**2))
+    groups = len(scan.edges) - 1
+    active = np.zeros((bands, groups))
+    for q in quantised:
+        symbols = np.abs(q.symbols[q.coded])
+        total += symbols.sum(0)
+        for g in range(1, groups):
+            members = scan.order[scan.edges[g] : scan.edges[g + 1]]
+            active[:, g] += (symbols[:, :, members] > 0).any(-1).sum(0)
+    for r in range(1, int(scan.ring.max()) + 1):
+        scale[:, r] = _scale_class(total[:, scan.ring == r].mean(1) / len(dc))
+    share = (active[:, 1:] + 0.5) / (len(dc) + 1)
+    odds = np.log2(share / (1 - share))
+    activity = np.clip(np.floor((odds + 9) / 2), 0, ACTIVITIES - 1).astype(np.uint8)
+    return Parameters(scale, activity, mean, weight)
+
+
+def _scale_class(magnitude: NDArray[np.float64]) -> NDArray[np.uint8]:
+    step = np.rint(2 * np.log2(np.maximum(magnitude, 1e-9))) + UNIT_SCALE
+    scale: NDArray[np.uint8] = np.clip(step, 0, SCALES - 1).astype(np.uint8)
+    return scale
+
+
+def _neighbours(
+    quantised: Sequence[Quantised], mean: NDArray[np.int32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return departures from the mean of DCs with neighbours, and their neighbours' average."""
+    own, others = [], []
+    for q in quantised:
+        dc = np.where(q.coded[..., None], q.symbols[..., 0] - mean, 0).astype(np.float64)
+        total, count = np.zeros_like(dc), np.zeros(q.coded.shape)
+        total[:, :, 1:] += dc[:, :, :-1]
+        count[:, :, 1:] += q.coded[:, :, :-1]
+        total[:, 1:] += dc[:, :-1]
+        count[:, 1:] += q.coded[:, :-1]
+        has = q.coded & (count > 0)
+        own.append(dc[has])
+        others.append(total[has] / count[has][:, None])
+    return np.concatenate(own), np.concatenate(others)
+
+
+def fit_frequencies(
+    counts: NDArray[np.float64],
+) -> tuple[NDArray[np.uint16], NDArray[np.uint8], NDArray[np.uint16]]:
+    """Turn counts (context, symbol) into flag frequencies, table rows and tables.
+
+    Neighbourhoods that were never seen share their scale class's table, scale classes that
+    were never seen that of the nearest seen one.
+    """
+    flag_counts = counts[:FLAG_CONTEXTS, :2]
+    overall = flag_counts.sum(0) + 1e-3
+    parent = flag_counts.reshape(ACTIVITIES, -1, 2).sum(1) + overall / overall.sum()
+    parent = np.repeat(parent / parent.sum(1, keepdims=True), FLAG_CONTEXTS // ACTIVITIES, axis=0)
+    flags = quantise_frequencies(flag_counts + PRIOR_WEIGHT * parent)[:, 0]
+
+    by_scale = counts[FLAG_CONTEXTS:].reshape(SCALES, NEIGHBOURHOODS, MAGNITUDES)
+    seen = np.flatnonzero(by_scale.sum((1, 2)) > 0)
+    if not len(seen):
+        seen = np.array([0])
+    rows: list[NDArray[np.float64]] = []
+    table_of = np.zeros((SCALES, NEIGHBOURHOODS), np.uint8)
+    for s in seen:
+        shape = by_scale[s].sum(0)
+        # A geometric tail keeps magnitudes that the sample lacks affordable.
+        mean = (shape * np.arange(MAGNITUDES)).sum() / max(shape.sum(), 1)
+        geometric = (mean / (1 + mean) + 1e-4) ** np.arange(MAGNITUDES)
+        own = shape + 4 * geometric / geometric.sum()
+        own /= own.sum()
+        common = len(rows)
+        rows.append(own)
+        for n in range(NEIGHBOURHOODS):
+            table_of[s, n] = common
+            if by_scale[s, n].sum() > PRIOR_WEIGHT:
+                table_of[s, n] = len(rows)
+                rows.append(by_scale[s, n] + PRIOR_WEIGHT * own)
+    for unseen in set(range(SCALES)) - set(seen.tolist()):
+        table_of[unseen] = table_of[seen[np.abs(seen - unseen).argmin()]]
+    return flags, table_of, quantise_frequencies(np.stack(rows))
+
+
+def fit_offsets(
+    chunks: Sequence[Transformed], quantised: Sequence[Quantised], steps: NDArray[np.float32]
+) -> tuple[int, int, int, int]:
+    """Return what oscillating coefficients of magnitude 1, 2 and above lie below it."""
+    total, count = np.zeros(4), np.zeros(4)
+    for c, q in zip(chunks, quantised, strict=True):
+        magnitude = np.minimum(np.abs(q.symbols), 3)
+        magnitude[..., 0] = 0
+        at = np.nonzero(magnitude)
+        excess = np.abs(q.symbols[at]) - np.abs(c.coefficients[at]) / steps[at[3]]
+        total += np.bincount(magnitude[at], weights=excess, minlength=4)
+        count += np.bincount(magnitude[at], minlength=4)
+    offsets = np.clip(np.rint(16 * total / np.maximum(count, 1)), -8, 8).astype(int)
+    return (0, int(offsets[1]), int(offsets[2]), int(offsets[3]))
+
+
+def _cosines(
+    pieces: Sequence[NDArray[np.float32]], chunks: Sequence[Transformed], coding: Coding
+) -> NDArray[np.float64]:
+    """Return the cosine of every valid vector with its decoded self."""
+    steps = np.array(coding.steps, np.float32)
+    cosines = []
+    for piece, chunk in zip(pieces, chunks, strict=True):
+        quantised = chunk.quantise(steps, coding.dead_zone)
+        decoded = np.empty_like(piece)
+        quantised.reconstruct(steps, coding.offsets, decoded)
+        a = np.moveaxis(piece, 1, -1)[chunk.valid].astype(np.float64)
+        b = np.moveaxis(decoded, 1, -1)[chunk.valid].astype(np.float64)
+        b = np.where(np.isnan(b), a, b)
+        norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        # Zero vectors: 1 where both are zero, else 0.
+        same = (norms == 0) & (a == b).all(1)
+        cosines.append(np.where(norms > 0, (a * b).sum(1) / np.where(norms > 0, norms, 1), same))
+    return np.concatenate(cosines)

@@ -1,0 +1,120 @@
+"""Range asymmetric numeral system (rANS) over static 16-bit frequency tables.
+
+A 64-bit state and 32-bit words: the state keeps at least 15 bits above the table's precision,
+so a stream is within a fraction of a per mille of the tables' ideal length [1]_. A symbol is an
+*event*: a table number and a value; a negative table number -k stands for k uniform bits.
+
+References
+----------
+.. [1] Duda, Asymmetric numeral systems, arXiv 1311.2540.
+"""
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nec.codec.tables import PRECISION
+
+# The state lies in [LOWER, LOWER * 2**32) between symbols and starts at LOWER.
+LOWER = 1 << 31
+
+_LOWER = np.uint64(LOWER)
+_WORD = np.uint64(32)
+_PRECISION = np.uint64(PRECISION)
+_SLOT_MASK = np.uint64((1 << PRECISION) - 1)
+_WORD_MASK = np.uint64(0xFFFFFFFF)
+
+
+@njit(cache=True, nogil=True)
+def encode_events(
+    table: NDArray[np.int32], value: NDArray[np.int32], cumulative: NDArray[np.uint32]
+) -> NDArray[np.uint32]:
+    """Code events into words; the decoder reads them in the same order.
+
+    Parameters
+    ----------
+    table : ndarray of shape (event,), int32
+        Row of `cumulative`, or -k for k <= 16 uniform bits.
+    value : ndarray of shape (event,), int32
+        Symbol of each event.
+    cumulative : ndarray of shape (table, symbol + 1), uint32
+        Cumulative frequencies, from 0 to 2**16.
+
+    Returns
+    -------
+    ndarray of uint32
+        The state (high word first), then the words in reading order.
+    """
+    words = np.empty(len(table) + 2, np.uint32)
+    at = len(words)
+    state = _LOWER
+    for i in range(len(table) - 1, -1, -1):
+        t = table[i]
+        if t < 0:
+            frequency = np.uint64(1 << (PRECISION + t))
+            start = np.uint64(value[i]) * frequency
+        else:
+            start = np.uint64(cumulative[t, value[i]])
+            frequency = np.uint64(cumulative[t, value[i] + 1]) - start
+        if state >= frequency << np.uint64(47):
+            at -= 1
+            words[at] = np.uint32(state & _WORD_MASK)
+            state >>= _WORD
+        state = ((state // frequency) << _PRECISION) + state % frequency + start
+    at -= 2
+    words[at] = np.uint32(state >> _WORD)
+    words[at + 1] = np.uint32(state & _WORD_MASK)
+    return words[at:].copy()
+
+
+@njit(cache=True, nogil=True, inline="always")
+def advance(
+    state: np.uint64,
+    start: np.uint64,
+    frequency: np.uint64,
+    words: NDArray[np.uint32],
+    at: int,
+) -> tuple[np.uint64, int]:
+    """Remove one symbol from the state; read a word where the state runs low.
+
+    Past the end, `at` grows beyond ``len(words)`` and zeros are read: the caller checks it.
+    """
+    state = frequency * (state >> _PRECISION) + (state & _SLOT_MASK) - start
+    if state < _LOWER:
+        word = np.uint64(0)
+        if at < len(words):
+            word = np.uint64(words[at])
+        state = (state << _WORD) | word
+        at += 1
+    return state, at
+
+
+@njit(cache=True, nogil=True, inline="always")
+def read_symbol(
+    state: np.uint64,
+    words: NDArray[np.uint32],
+    at: int,
+    cumulative: NDArray[np.uint32],
+    table: int,
+) -> tuple[int, np.uint64, int]:
+    """Read one symbol of a table: (symbol, state, at)."""
+    slot = np.uint32(state & _SLOT_MASK)
+    symbol = 0
+    while slot >= cumulative[table, symbol + 1]:
+        symbol += 1
+    start = np.uint64(cumulative[table, symbol])
+    frequency = np.uint64(cumulative[table, symbol + 1]) - start
+    state, at = advance(state, start, frequency, words, at)
+    return symbol, state, at
+
+
+@njit(cache=True, nogil=True, inline="always")
+def read_bits(
+    state: np.uint64, words: NDArray[np.uint32], at: int, bits: int
+) -> tuple[int, np.uint64, int]:
+    """Read up to 16 uniform bits: (value, state, at)."""
+    frequency = np.uint64(1 << (PRECISION - bits))
+    value = (state & _SLOT_MASK) >> np.uint64(PRECISION - bits)
+    state, at = advance(state, value * frequency, frequency, words, at)
+    # As int64: numba turns mixtures of int64 and uint64 into floats.
+    return np.int64(value), state, at  # type: ignore[return-value]

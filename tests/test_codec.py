@@ -1,0 +1,149 @@
+"""The codec: every array comes back within its error, every damage is noticed."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from nec.codec import Coding, NecCodec
+from nec.codec.fitting import fit_coding
+from nec.codec.tables import cumulate, quantise_frequencies
+from nec.errors import ChunkError
+
+
+def smooth_field(bands: int, height: int, width: int, samples: int = 1) -> np.ndarray:
+    """Bands of falling power, smooth in space, as an embedding is."""
+    rng = np.random.default_rng(bands * height + width)
+    y, x = np.mgrid[:height, :width]
+    out = np.empty((samples, bands, height, width), np.float32)
+    for s in range(samples):
+        for b in range(bands):
+            phase, fy, fx = rng.uniform(0, 6.3), *rng.uniform(0, 0.3, 2)
+            out[s, b] = np.sin(fy * y + fx * x + phase) + 0.2 * rng.normal(size=(height, width))
+            out[s, b] *= 2.0 / (1 + b)
+    out[:, 0] += 5
+    return out
+
+
+@pytest.fixture(scope="module", params=[16, 8, 1])
+def codec(request: pytest.FixtureRequest) -> NecCodec:
+    sample = smooth_field(4, 48, 40)
+    steps = np.full(4, 0.1, np.float32)
+    coding, _ = fit_coding(
+        [sample], relative_steps=steps, block=request.param, dead_zone=0.15, cosine=0.999
+    )
+    return NecCodec(coding)
+
+
+def worst_error(coding: Coding) -> np.ndarray:
+    """A bound of the error of any value, for each band: every coefficient off by its most."""
+    worst = 0.5 + max(coding.dead_zone, 0.5)
+    return np.array(coding.steps) * worst * coding.block
+
+
+def test_round_trip_through_bytes_and_dict(codec: NecCodec) -> None:
+    values = smooth_field(4, 45, 37)[0]
+    values[:, 5:20, 30:] = np.nan
+    values[2, 0, 0] = np.nan  # one component missing: the vector is missing
+    again = NecCodec.from_dict(json.loads(json.dumps(codec.to_dict())))
+    assert again == codec
+    data = codec.encode_array(values)
+    decoded = again.decode_array(data, values.shape)
+    missing = np.isnan(values).any(0)
+    assert np.array_equal(np.isnan(decoded), np.broadcast_to(missing, values.shape))
+    valid = ~missing
+    cosine = (values * decoded).sum(0)[valid] / (
+        np.linalg.norm(values, axis=0)[valid] * np.linalg.norm(decoded, axis=0)[valid]
+    )
+    assert cosine.mean() > 0.998
+    assert len(data) < values.size
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.tuples(st.integers(1, 3), st.just(4), st.integers(1, 35), st.integers(1, 35)).flatmap(
+        lambda shape: hnp.arrays(
+            np.float32,
+            shape,
+            elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
+            fill=st.sampled_from([0.0, 1.5, np.nan, -3e4, 2.5e38]),
+        )
+    )
+)
+def test_any_array_comes_back_within_its_error(codec: NecCodec, values: np.ndarray) -> None:
+    decoded = codec.decode_array(codec.encode_array(values), values.shape)
+    missing = np.isnan(values).any(axis=1)
+    assert np.array_equal(np.isnan(decoded).any(axis=1), missing)
+    assert np.array_equal(np.isnan(decoded).all(axis=1), missing)
+    valid = np.broadcast_to(~missing[:, None], values.shape)
+    error = np.abs(decoded.astype(np.float64) - values)
+    # Beside the steps: rounding of float32, and of the 13-bit matrix, to the block's largest.
+    largest = np.abs(np.where(valid, values, 0)).max(initial=0)
+    allowed = worst_error(codec.coding)[None, :, None, None] + 4e-3 * min(
+        largest, float(max(codec.coding.steps)) * 2**20
+    )
+    assert (error <= allowed)[valid].all()
+
+
+def test_infinities_are_refused(codec: NecCodec) -> None:
+    values = np.ones((4, 16, 16), np.float32)
+    values[1, 2, 3] = np.inf
+    with pytest.raises(ChunkError, match="infinities"):
+        codec.encode_array(values)
+
+
+def test_collections_and_single_vectors(codec: NecCodec) -> None:
+    for shape in ((7, 4, 16, 16), (50, 4)):
+        values = np.broadcast_to(
+            smooth_field(4, 16, 16, 50)[: shape[0]].mean((2, 3)).reshape(shape[0], 4, *[1] * 2),
+            (shape[0], 4, 16, 16),
+        )
+        values = values.mean((2, 3)) if len(shape) == 2 else values
+        decoded = codec.decode_array(codec.encode_array(values.copy()), shape)
+        assert np.abs(decoded - values).max() < worst_error(codec.coding).max()
+
+
+def test_truncation_and_flipped_header_are_noticed(codec: NecCodec) -> None:
+    values = smooth_field(4, 32, 32)[0]
+    values[:, 3:9, :4] = np.nan
+    data = codec.encode_array(values)
+    for cut in range(len(data)):
+        with pytest.raises(ChunkError):
+            codec.decode_array(data[:cut], values.shape)
+    for position in range(10):
+        broken = bytearray(data)
+        broken[position] ^= 4
+        with pytest.raises(ChunkError):
+            codec.decode_array(bytes(broken), values.shape)
+
+
+def test_configuration_refuses_what_it_does_not_know(codec: NecCodec) -> None:
+    configuration = codec.to_dict()["configuration"]
+    assert len(json.dumps(configuration)) < 16 * 1024
+    for change in (
+        {"version": 99},
+        {"surprise": 1},
+        {"tables": "AAAA"},
+        {"flags": "?"},
+        {"steps": [0.1, -1.0, 0.1, 0.1]},
+        {"block": 7},
+    ):
+        with pytest.raises(ChunkError):
+            NecCodec.from_dict({"name": "nec", "configuration": configuration | change})
+
+
+@given(hnp.arrays(np.float64, (3, 16), elements=st.floats(0, 1e9)))
+def test_frequencies_sum_and_never_vanish(weights: np.ndarray) -> None:
+    frequency = quantise_frequencies(weights)
+    assert (frequency > 0).all()
+    assert (cumulate(frequency)[:, -1] == 1 << 16).all()
+
+
+def test_a_table_that_does_not_sum_is_refused() -> None:
+    frequency = quantise_frequencies(np.ones((2, 16)))
+    frequency[1, 3] += 1
+    with pytest.raises(ChunkError, match="table 1 sums"):
+        cumulate(frequency)

@@ -1,0 +1,79 @@
+"""The compressor: hits its target, keeps products, survives a file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nec.compressor import Compressor
+from nec.errors import ChunkError, CompressorError
+
+
+@pytest.fixture(scope="module")
+def features() -> np.ndarray:
+    """Smooth features of rank 5 and a little noise, (y, x, feature)."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96] / 96
+    maps = [np.ones_like(y), y, x, np.sin(9 * y + 5 * x), (y > 0.4) & (x < 0.6)]
+    mix = rng.normal(size=(5, 12)) * np.array([4, 2, 2, 1, 1])[:, None]
+    values = np.stack(maps, -1) @ mix + 0.05 * rng.normal(size=(96, 96, 12))
+    values[:10, :30] = np.nan
+    return values.astype(np.float32)
+
+
+def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+
+
+def test_basis_is_orthonormal_and_ordered(features: np.ndarray) -> None:
+    compressor = Compressor.fit(features, cosine=0.99)
+    basis = compressor.basis.astype(np.float64)
+    assert np.abs(basis.T @ basis - np.eye(12)).max() < 1e-6
+    power = np.nanmean((features @ basis) ** 2, axis=(0, 1))
+    assert (np.diff(power) <= 1e-6).all()
+
+
+@pytest.mark.parametrize("target", [0.99, 0.9995])
+def test_hits_a_cosine(features: np.ndarray, target: float) -> None:
+    compressor = Compressor.fit(features, cosine=target)
+    decoded = compressor.decode(compressor.encode(features))[0]
+    measured = cosine(features, decoded)
+    assert np.array_equal(np.isnan(decoded), np.isnan(features))
+    assert np.nanmean(measured) == pytest.approx(target, abs=(1 - target) * 0.02)
+    assert np.nanmin(measured) == pytest.approx(compressor.fidelity.cosine_min, abs=1e-4)
+
+
+def test_hits_a_size(features: np.ndarray) -> None:
+    compressor = Compressor.fit(features, bytes_per_vector=1.0)
+    size = len(compressor.encode(features)) / np.isfinite(features[..., 0]).sum()
+    assert size == pytest.approx(1.0, rel=0.02)
+
+
+def test_save_and_load(features: np.ndarray, tmp_path: Path) -> None:
+    compressor = Compressor.fit(features, cosine=0.99)
+    compressor.save(tmp_path / "c.json")
+    again = Compressor.load(tmp_path / "c.json")
+    assert again.digest == compressor.digest
+    assert again.encode(features) == compressor.encode(features)
+    other = Compressor.fit(features, cosine=0.95)
+    with pytest.raises(ChunkError, match="another store"):
+        other.decode(compressor.encode(features))
+
+
+def test_rates_of_one_basis_share_its_name(features: np.ndarray) -> None:
+    fine = Compressor.fit(features, cosine=0.999)
+    coarse = Compressor.fit(features, cosine=0.95, basis=fine.basis)
+    assert coarse.basis_hash == fine.basis_hash
+    assert coarse.digest != fine.digest
+
+
+def test_errors_say_what_to_do(features: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(CompressorError, match="give one of them"):
+        Compressor.fit(features)
+    with pytest.raises(CompressorError, match="valid vectors"):
+        Compressor.fit(np.full((8, 8, 3), np.nan), cosine=0.9)
+    with pytest.raises(CompressorError, match="ask for less"):
+        Compressor.fit(features, cosine=1.0)
+    (tmp_path / "no.json").write_text("{}")
+    with pytest.raises(CompressorError, match="not a compressor"):
+        Compressor.load(tmp_path / "no.json")
