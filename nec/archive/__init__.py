@@ -1,0 +1,25 @@
+"""The archive: write, resume, seal, verify and read a store of embeddings."""
+
+from nec.archive.grid import Task, TokenGrid
+from nec.archive.layout import ArrayLayout, Coordinate, Layout
+from nec.archive.reader import open_store, read_basis
+from nec.archive.receipts import Receipt
+from nec.archive.seal import seal
+from nec.archive.verification import Problem, Report, verify
+from nec.archive.writer import StoreWriter
+
+__all__ = [
+    "ArrayLayout",
+    "Coordinate",
+    "Layout",
+    "Problem",
+    "Receipt",
+    "Report",
+    "StoreWriter",
+    "Task",
+    "TokenGrid",
+    "open_store",
+    "read_basis",
+    "seal",
+    "verify",
+]

@@ -1,0 +1,121 @@
+"""Sealing: receipts become the manifest, and the store never changes again."""
+
+import logging
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from nec.archive.creation import read_root, stored_arrays
+from nec.archive.grid import Task
+from nec.archive.layout import ArrayLayout
+from nec.archive.manifest import FOLDER, KEY, check_seal, seal_of, write_manifest
+from nec.archive.metadata import canonical, root_digest
+from nec.archive.receipts import FOLDER as RECEIPTS
+from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
+from nec.archive.temporaries import put, tidy
+from nec.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_CHUNK_KEY = re.compile(r"(?P<array>.+)/c(/[0-9]+)*")
+
+
+def filled_arrays(root: dict[str, Any]) -> list[ArrayLayout]:
+    """List the arrays that tasks fill, as the root's metadata have them."""
+    stored = stored_arrays(root)
+    return [stored[name] for name in ("embedding", "scene_embedding") if name in stored]
+
+
+def store_keys(path: Path) -> set[str]:
+    """Keys of all files of a store, whatever they are."""
+    return {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+
+
+def is_fixed(key: str, root: dict[str, Any]) -> bool:
+    """Whether a key is metadata, a coordinate or in the subgroup: written once at the start."""
+    folder, _, name = key.rpartition("/")
+    if name == "zarr.json":
+        return not folder or folder in root["consolidated_metadata"]["metadata"]
+    match = _CHUNK_KEY.fullmatch(key)
+    filled = {array.name for array in filled_arrays(root)}
+    return match is not None and match["array"] in set(stored_arrays(root)) - filled
+
+
+def root_entry(root: dict[str, Any]) -> StoredObject:
+    """Make the manifest's entry for the root: over its canonical JSON without the seal."""
+    own = {key: value for key, value in root["attributes"]["nec"].items() if key != "seal"}
+    size = len(canonical({**root, "attributes": {**root["attributes"], "nec": own}}))
+    return StoredObject(size, root_digest(root, outside=("seal",)))
+
+
+def seal(store: str | Path, *, allow_failed: bool = False) -> None:
+    """Seal a store for publication: it never changes afterwards.
+
+    Every object gets its SHA-256 into a manifest, whose own digest goes into ``zarr.json``.
+    Sealing again is harmless; a sealing that was cut short is brought to its end.
+
+    Parameters
+    ----------
+    store : str or Path
+        A store on this machine, all of whose tasks are done.
+    allow_failed : bool, default: False
+        Seal though tasks failed; they read as missing, and the manifest lists them with the
+        reasons.
+
+    Raises
+    ------
+    StoreError
+        Tasks are pending or failed, an object is damaged, or a file does not belong there.
+    """
+    path = Path(store)
+    root = read_root(path)
+    if "seal" in root["attributes"]["nec"]:
+        check_seal(_read(path / KEY), root, str(path))
+        shutil.rmtree(path / RECEIPTS, ignore_errors=True)
+        logger.info("%s is sealed already", path)
+        return
+    tidy(path)
+    shutil.rmtree(path / FOLDER, ignore_errors=True)
+    (path / KEY).unlink(missing_ok=True)
+    receipts = [_settled(path, task, root, allow_failed=allow_failed) for task in _tasks(root)]
+    objects = {key: stored for receipt in receipts for key, stored in receipt.objects.items()}
+    ours = {receipt.key for receipt in receipts}
+    for key in sorted(store_keys(path) - objects.keys() - ours):
+        if not is_fixed(key, root):
+            raise StoreError(f"{key} does not belong to {path}", "remove it, then seal")
+        objects[key] = StoredObject.of((path / key).read_bytes())
+    objects["zarr.json"] = root_entry(root)
+    failed = {r.task.name: r.reason for r in receipts if r.status == "failed"}
+    statuses = [receipt.status for receipt in receipts]
+    counts = {status: statuses.count(status) for status in ("written", "missing", "failed")}
+    manifest = write_manifest(path, objects, {"tasks": counts, "failed": failed})
+    own = {**root["attributes"]["nec"], "seal": seal_of(manifest)}
+    root = {**root, "attributes": {**root["attributes"], "nec": own}}
+    put(path / "zarr.json", canonical(root))
+    shutil.rmtree(path / RECEIPTS)
+    logger.info("sealed %s: %d objects, manifest %s", path, len(objects), manifest.sha256)
+
+
+def _tasks(root: dict[str, Any]) -> list[Task]:
+    return filled_arrays(root)[0].tasks()
+
+
+def _settled(path: Path, task: Task, root: dict[str, Any], *, allow_failed: bool) -> Receipt:
+    receipt = load_receipt(path, task)
+    fingerprint = root["attributes"]["nec"]["fingerprint"]
+    if receipt is None or receipt.fingerprint != fingerprint:
+        raise StoreError(f"task {task.name} of {path} is not done", "resume the run, then seal")
+    if receipt.status == "failed" and not allow_failed:
+        msg = f"task {task.name} of {path} failed ({receipt.reason})"
+        raise StoreError(msg, "resume the run, or seal with allow_failed=True")
+    for key, problem in discrepancies(path, receipt):
+        raise StoreError(f"{key} of {path}: {problem}", "resume the run, then seal")
+    return receipt
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None

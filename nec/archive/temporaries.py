@@ -1,0 +1,90 @@
+"""Temporary files and folders: seen by their final name whole or not at all, and swept up.
+
+A producer holds a lock on what it is building; the kernel drops it when the producer dies, so
+whatever is not locked was left by a kill. Writing needs a POSIX file system, reading does not.
+"""
+
+import os
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SUFFIX = ".partial"
+# A folder is made an instant before it is locked: younger ones are left alone, seconds.
+_YOUNG = 10
+_ATTEMPTS = 5
+
+
+def beside(path: Path) -> Path:
+    """Make up a temporary name in the same folder."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex}{SUFFIX}")
+
+
+def put(path: Path, data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all, and is there after a power cut."""
+    for attempt in range(_ATTEMPTS):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = beside(path)
+        try:
+            with temporary.open("wb") as file:
+                _lock(file.fileno(), wait=True)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                temporary.replace(path)
+        except FileNotFoundError:
+            # Swept up between its making and its locking: once more.
+            if attempt == _ATTEMPTS - 1:
+                raise
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        else:
+            return
+
+
+@contextmanager
+def building(path: Path) -> Iterator[Path]:
+    """Make a locked temporary folder beside `path`; what is left of it at the end is removed."""
+    folder = beside(path)
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        _lock(descriptor, wait=True)
+        yield folder
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def tidy(store: Path) -> None:
+    """Remove what killed producers left: temporary files inside, half-built stores beside."""
+    for file in store.rglob(f".*{SUFFIX}"):
+        if _abandoned(file):
+            file.unlink(missing_ok=True)
+    for folder in store.parent.glob(f".{store.name}.*{SUFFIX}"):
+        if _abandoned(folder) and time.time() - folder.stat().st_mtime > _YOUNG:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _lock(descriptor: int, *, wait: bool) -> None:
+    import fcntl
+
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+
+
+def _abandoned(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        _lock(descriptor, wait=False)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True

@@ -1,0 +1,291 @@
+"""Verification: every byte of a store against its digests, and whatever is wrong by its name."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.core.metadata.v3 import ArrayV3Metadata
+
+from nec.archive.creation import child_document, read_root, stored_arrays
+from nec.archive.grid import Task
+from nec.archive.layout import ArrayLayout
+from nec.archive.manifest import KEY, check_seal, read_part
+from nec.archive.receipts import FOLDER as RECEIPTS
+from nec.archive.receipts import StoredObject, discrepancy, load_receipt
+from nec.archive.seal import filled_arrays, is_fixed, root_entry, store_keys
+from nec.archive.shard import chunks_of, damage
+from nec.archive.temporaries import SUFFIX
+from nec.errors import NecError, StoreError
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a store.
+
+    Attributes
+    ----------
+    store : str
+        Path of the store.
+    key : str
+        The object, as its key in the store: ``embedding/c/0/0/1`` is a shard of `embedding`.
+    what : str
+        What is wrong, with the chunk where one can be named.
+    """
+
+    store: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.store}: {self.key}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    Attributes
+    ----------
+    store : str
+        Path of the store.
+    sealed : bool
+        Whether it is sealed.
+    objects : int
+        Objects that were checked.
+    problems : tuple of Problem
+        Empty where all is well.
+    pending : tuple of str
+        Names of tasks that are not done yet (of a store that is not sealed).
+    failed : tuple of str
+        Names of tasks that failed, with the reason.
+    """
+
+    store: str
+    sealed: bool
+    objects: int
+    problems: tuple[Problem, ...]
+    pending: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; pending tasks are not wrong."""
+        return not self.problems
+
+    def __str__(self) -> str:
+        state = "sealed" if self.sealed else f"not sealed, {len(self.pending)} tasks pending"
+        lines = [f"{self.store}: {state}, {self.objects} objects, {len(self.problems)} problems"]
+        return "\n".join([*lines, *map(str, self.problems)])
+
+
+class _Check:
+    """State of one verification."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problems: list[Problem] = []
+        self.pending: list[str] = []
+        self.failed: list[str] = []
+        self.settled: set[Task] = set()
+
+    def blame(self, key: str, what: str) -> None:
+        self.problems.append(Problem(str(self.path), key, what))
+
+
+def verify(store: str | Path, *, decode: bool = True) -> Report:
+    """Check a store on this machine, object by object.
+
+    Sealed: each object against the manifest, the manifest against the seal. Not sealed: against
+    the receipts, and the metadata against their consolidated copy. Then checksums inside of
+    objects, and whether each chunk decodes.
+
+    Parameters
+    ----------
+    store : str or Path
+        The store.
+    decode : bool, default: True
+        Decode every chunk too.
+
+    Returns
+    -------
+    Report
+        Nothing is raised for damage: it is listed.
+
+    Raises
+    ------
+    StoreError
+        There is no store at `store`, or it is of a format version that is not known.
+    """
+    path = Path(store)
+    check = _Check(path)
+    try:
+        root = read_root(path)
+    except StoreError as error:
+        if not (path / "zarr.json").exists() or "format version" in error.what:
+            raise
+        check.blame("zarr.json", error.what)
+        return Report(str(path), sealed=False, objects=1, problems=tuple(check.problems))
+    present = {key for key in store_keys(path) if not key.endswith(SUFFIX)}
+    sealed = "seal" in root["attributes"]["nec"]
+    expected = _by_manifest(check, root) if sealed else _by_receipts(check, root, present)
+    _compare(check, root, expected)
+    _metadata(check, root)
+    _foreign(check, root, expected, present, sealed=sealed)
+    if decode:
+        _decode(check, root, expected)
+    return Report(
+        str(path),
+        sealed,
+        len(present),
+        tuple(sorted(set(check.problems), key=lambda problem: (problem.key, problem.what))),
+        tuple(check.pending),
+        tuple(check.failed),
+    )
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _by_manifest(check: _Check, root: dict[str, Any]) -> dict[str, StoredObject]:
+    try:
+        manifest = check_seal(_read(check.path / KEY), root, str(check.path))
+    except StoreError as error:
+        check.blame(KEY if error.what.startswith(KEY) else "zarr.json", error.what)
+        # Nothing vouches for the objects any more, so their own checksums have to do.
+        return {}
+    expected: dict[str, StoredObject] = {}
+    for part in manifest.parts:
+        try:
+            expected |= read_part(_read(check.path / part.key), part, str(check.path))
+        except StoreError as error:
+            check.blame(part.key, error.what)
+    return expected
+
+
+def _by_receipts(check: _Check, root: dict[str, Any], present: set[str]) -> dict[str, StoredObject]:
+    expected: dict[str, StoredObject] = {}
+    fingerprint = root["attributes"]["nec"]["fingerprint"]
+    for task in filled_arrays(root)[0].tasks():
+        try:
+            receipt = load_receipt(check.path, task)
+        except StoreError as error:
+            check.blame(f"{RECEIPTS}/{task.name}.json", error.what)
+            continue
+        if receipt is None or receipt.fingerprint != fingerprint:
+            check.pending.append(task.name)
+        elif receipt.status == "failed":
+            check.failed.append(f"{task.name}: {receipt.reason}")
+        else:
+            check.settled.add(task)
+            expected |= receipt.objects
+    if KEY in present:
+        check.blame(KEY, "is there though the store is not sealed; seal it again")
+    return expected
+
+
+def _compare(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredObject]) -> None:
+    arrays = stored_arrays(root)
+    for key, stored in expected.items():
+        if key == "zarr.json":
+            if root_entry(root) != stored:
+                check.blame(key, "does not match the manifest")
+            continue
+        problem = discrepancy(check.path / key, stored)
+        if problem:
+            array = arrays.get(key.partition("/c/")[0])
+            data = _read(check.path / key)
+            inner = damage(array, data) if array is not None and data is not None else []
+            check.blame(key, "; ".join([problem, *inner]))
+
+
+def _metadata(check: _Check, root: dict[str, Any]) -> None:
+    for name, document in root["consolidated_metadata"]["metadata"].items():
+        key = f"{name}/zarr.json"
+        copy = {k: v for k, v in document.items() if k != "consolidated_metadata"}
+        try:
+            if child_document(check.path, name) != copy:
+                check.blame(key, "differs from its consolidated copy in zarr.json")
+        except FileNotFoundError:
+            check.blame(key, "is missing")
+        except StoreError as error:
+            check.blame(key, error.what)
+
+
+def _foreign(
+    check: _Check,
+    root: dict[str, Any],
+    expected: Mapping[str, StoredObject],
+    present: set[str],
+    *,
+    sealed: bool,
+) -> None:
+    own = {key for key in present if key == KEY or key.startswith("nec/manifest/")}
+    if sealed and expected:
+        strangers = present - expected.keys() - own
+    else:
+        # Objects of tasks without a receipt are not committed yet: not wrong, not vouched for.
+        tasks = filled_arrays(root)[0].tasks()
+        open_tasks = [task for task in tasks if task not in check.settled]
+        keys = {array.key(task) for array in filled_arrays(root) for task in open_tasks}
+        keys |= expected.keys()
+        keys |= {f"{RECEIPTS}/{task.name}.json" for task in tasks}
+        strangers = {k for k in present - keys - own if not is_fixed(k, root)}
+    for key in strangers:
+        check.blame(key, "does not belong to the store")
+
+
+def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredObject]) -> None:
+    blamed = {problem.key for problem in check.problems}
+    filled = filled_arrays(root)
+    documents = root["consolidated_metadata"]["metadata"]
+    for array in filled:
+        decode = _decoder(array, documents[array.name])
+        for task in array.tasks():
+            key = array.key(task)
+            data = _read(check.path / key)
+            if data is None or key in blamed:
+                continue
+            for what in _undecodable(array, data, decode):
+                check.blame(key, what)
+    for name in set(stored_arrays(root)) - {array.name for array in filled}:
+        vouched = f"{name}/zarr.json" in expected  # a sealed store: its digests tell already
+        if vouched or any(key.startswith(f"{name}/") for key in blamed):
+            continue
+        key = "/".join([name, "c", *("0" for _ in documents[name]["shape"])])
+        if documents[name]["shape"] and not (check.path / key).exists():
+            check.blame(key, "object is missing")
+            continue
+        try:
+            zarr.open_array(check.path / name, mode="r")[...]
+        except Exception as error:  # whatever the codecs of a damaged array raise
+            check.blame(key, f"cannot be read: {error}")
+
+
+def _decoder(array: ArrayLayout, document: dict[str, Any]) -> Any:
+    codec: Any = ArrayV3Metadata.from_dict(dict(document)).codecs[0]
+    return codec.codecs[0] if array.shard is not None else codec
+
+
+def _undecodable(array: ArrayLayout, data: bytes, codec: Any) -> Iterator[str]:
+    try:
+        for index, chunk in chunks_of(array, data):
+            where = f"chunk {index} of the shard" if array.shard is not None else "chunk"
+            if chunk is None:
+                yield f"{where} does not match its checksum"
+                continue
+            try:
+                values = codec.decode_array(chunk, array.chunk)
+            except NecError as error:
+                yield f"{where} cannot be decoded: {error.what}"
+                continue
+            if np.shape(values) != array.chunk:
+                yield f"{where} decodes to shape {np.shape(values)}"
+    except StoreError as error:
+        yield error.what
