@@ -1,0 +1,215 @@
+"""Label rasters: which label each token gets, whatever the resolution of the labels."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nec.errors import HeadError
+from nec.sampling import Lattice, crs_of
+
+SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
+
+
+@dataclass(frozen=True)
+class LabelRaster:
+    """Labels laid over the tokens of one embedding.
+
+    Parameters
+    ----------
+    values : xarray.DataArray or numpy.ndarray
+        (rows, columns) of the labels, possibly lazy.
+    rows, columns : numpy.ndarray
+        Where `coarse` is False: the token row (column) of each label row (column), -1 outside.
+        Where `coarse` is True: the label row (column) of each token row (column), -1 outside.
+    coarse : bool
+        Label pixels are larger than tokens.
+    ignored : tuple
+        Values that are no label; NaN never is one.
+    """
+
+    values: xr.DataArray | NDArray[Any]
+    rows: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    coarse: bool
+    ignored: tuple[Any, ...]
+
+    @classmethod
+    def over(
+        cls, embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], *, ignore_index: Any
+    ) -> "LabelRaster":
+        """Lay labels over the tokens of an embedding.
+
+        Labels with a CRS are matched by coordinate, in any phase and resolution; others by
+        shape, which must be that of the tokens or an integer multiple.
+
+        Parameters
+        ----------
+        embedding : xarray.DataArray
+            (band, y, x).
+        labels : xarray.DataArray or numpy.ndarray
+            (y, x); other dimensions of length one are dropped.
+        ignore_index : int, str or None
+            The value that means "no label"; a DataArray's own nodata value is one too.
+
+        Raises
+        ------
+        HeadError
+            Shapes, CRS or coordinates do not match.
+        """
+        ignored = () if ignore_index is None else (ignore_index,)
+        if isinstance(labels, xr.DataArray):
+            labels = _plane(labels)
+            if crs_of(labels) is not None and crs_of(embedding) is not None:
+                return cls._by_coordinate(embedding, labels, ignored)
+            _check_no_contradiction(embedding, labels)
+        else:
+            labels = np.asarray(labels)
+        return cls._by_shape(embedding, labels, ignored)
+
+    @classmethod
+    def _by_coordinate(
+        cls, embedding: xr.DataArray, labels: xr.DataArray, ignored: tuple[Any, ...]
+    ) -> "LabelRaster":
+        tokens, pixels = Lattice.of(embedding), Lattice.of(labels)
+        if not _same_crs(tokens.crs, pixels.crs):
+            raise HeadError(
+                f"the labels are in {_short(pixels.crs)} and the embedding in {_short(tokens.crs)}",
+                "bring them over: labels.rio.reproject(embedding.rio.crs)",
+            )
+        sizes = [abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True)]
+        coarse = max(sizes) > SAME_SIZE
+        inner, outer = (embedding, pixels) if coarse else (labels, tokens)
+        rows = outer.rows(np.asarray(inner["y"].values, dtype=np.float64))
+        columns = outer.columns(np.asarray(inner["x"].values, dtype=np.float64))
+        if (rows < 0).all() or (columns < 0).all():
+            raise HeadError(
+                "the labels and the embedding do not overlap", "check their coordinates and CRS"
+            )
+        nodata = labels.rio.nodata
+        ignored = ignored if nodata is None else (*ignored, nodata)
+        return cls(labels, rows, columns, coarse, ignored)
+
+    @classmethod
+    def _by_shape(
+        cls,
+        embedding: xr.DataArray,
+        labels: xr.DataArray | NDArray[Any],
+        ignored: tuple[Any, ...],
+    ) -> "LabelRaster":
+        tokens = (embedding.sizes["y"], embedding.sizes["x"])
+        if len(labels.shape) != 2 or 0 in labels.shape:
+            raise HeadError(f"the labels have shape {labels.shape}", f"pass (y, x), as {tokens}")
+        patch = labels.shape[0] // tokens[0]
+        if patch < 1 or labels.shape != (tokens[0] * patch, tokens[1] * patch):
+            raise HeadError(
+                f"labels of shape {labels.shape} do not fit {tokens} tokens, nor a multiple",
+                "give them coordinates and a CRS (labels.rio.write_crs), to match by coordinate",
+            )
+        rows, columns = (np.arange(size, dtype=np.int64) // patch for size in labels.shape)
+        return cls(labels, rows, columns, False, ignored)
+
+    def window(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """Labels of a window of tokens: the majority where several pixels fall into one.
+
+        Ties go to the smallest label.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Token rows and columns, with start and stop.
+
+        Returns
+        -------
+        tuple of numpy.ndarray
+            (y, x) labels and (y, x) bool, False where a token has none.
+        """
+        if self.coarse:
+            return self._looked_up(rows, columns)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
+        values = np.asarray(self.values[inside_y, inside_x])
+        valid = self._valid(values)
+        row = self.rows[inside_y] - rows.start
+        column = self.columns[inside_x] - columns.start
+        if values.shape == shape and _is_range(row) and _is_range(column):
+            return values, valid
+        classes, codes = np.unique(values[valid], return_inverse=True)
+        if not classes.size:
+            return np.zeros(shape, values.dtype), np.zeros(shape, bool)
+        token = (row[:, None] * shape[1] + column[None, :])[valid]
+        votes = np.bincount(
+            token * classes.size + codes, minlength=shape[0] * shape[1] * classes.size
+        ).reshape(*shape, classes.size)
+        return classes[votes.argmax(axis=-1)], np.asarray(votes.any(axis=-1))
+
+    def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        row, column = self.rows[rows], self.columns[columns]
+        shape = (row.size, column.size)
+        if (row < 0).all() or (column < 0).all():
+            return np.zeros(shape, self.values.dtype), np.zeros(shape, bool)
+        top, left = row[row >= 0].min(), column[column >= 0].min()
+        part = self.values[top : row.max() + 1, left : column.max() + 1]
+        values = np.asarray(part)[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
+        return values, self._valid(values) & (row >= 0)[:, None] & (column >= 0)[None, :]
+
+    def _valid(self, values: NDArray[Any]) -> NDArray[np.bool_]:
+        return is_label(values, self.ignored)
+
+
+def is_label(values: NDArray[Any], ignored: tuple[Any, ...]) -> NDArray[np.bool_]:
+    """Which values are labels: neither ignored nor NaN (None counts as NaN)."""
+    valid: NDArray[np.bool_] = np.ones(values.shape, bool)
+    if values.dtype.kind in "fO":
+        valid &= values == values  # noqa: PLR0124  (NaN differs from itself)
+    if values.dtype.kind == "O":
+        valid &= np.asarray(values != None, dtype=bool)  # noqa: E711  (element by element)
+    for value in ignored:
+        # A number never equals a string: comparing them would only warn.
+        if isinstance(value, str) == (values.dtype.kind in "UO"):
+            valid &= np.asarray(values != value, dtype=bool)
+    return valid
+
+
+def _plane(labels: xr.DataArray) -> xr.DataArray:
+    extra = [dim for dim in labels.dims if dim not in ("y", "x") and labels.sizes[dim] == 1]
+    labels = labels.squeeze(extra, drop=True) if extra else labels
+    if set(labels.dims) != {"y", "x"}:
+        raise HeadError(f"the labels have dimensions {labels.dims}", "pass dimensions y and x")
+    return labels.transpose("y", "x")
+
+
+def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> None:
+    for dim in ("y", "x"):
+        if dim not in embedding.coords or dim not in labels.coords:
+            continue
+        theirs, ours = embedding[dim].values, labels[dim].values
+        if theirs.shape == ours.shape and not np.allclose(theirs, ours):
+            raise HeadError(
+                f"the labels' coordinate {dim!r} is not that of the embedding, and without a CRS "
+                "on both they are matched by shape",
+                "write the CRS (rio.write_crs) to match by coordinate, or drop the coordinates",
+            )
+
+
+def _span(index: NDArray[np.int64], window: slice) -> slice:
+    inside = np.flatnonzero((index >= window.start) & (index < window.stop))
+    return slice(int(inside[0]), int(inside[-1]) + 1) if inside.size else slice(0, 0)
+
+
+def _is_range(index: NDArray[np.int64]) -> bool:
+    return bool((index == np.arange(index.size)).all())
+
+
+def _same_crs(one: Any, other: Any) -> bool:
+    if one == other:
+        return True
+    code = one.to_epsg()
+    return code is not None and code == other.to_epsg()
+
+
+def _short(crs: Any) -> str:
+    code = crs.to_epsg()
+    return f"EPSG:{code}" if code else str(crs)[:60]

@@ -1,0 +1,162 @@
+"""Rows of vectors from labelled arrays: what a head is fitted on."""
+
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nec.errors import HeadError
+from nec.heads.labels import LabelRaster
+from nec.heads.rules import Rows
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which basis and which model vectors come from; None where they do not say.
+
+    Parameters
+    ----------
+    basis : str or None
+        Hash of the basis, from ``attrs["nec_basis"]``.
+    model : str or None
+        Id of the model, from ``attrs["nec_model"]``.
+    """
+
+    basis: str | None = None
+    model: str | None = None
+
+    @classmethod
+    def of(cls, vectors: Any) -> "Origin":
+        """Read the origin of a DataArray or a table; empty for plain arrays."""
+        attrs = getattr(vectors, "attrs", None)
+        if not isinstance(attrs, dict):
+            return cls()
+        basis, model = attrs.get("nec_basis"), attrs.get("nec_model")
+        return cls(None if basis is None else str(basis), None if model is None else str(model))
+
+
+def sample_rows(array: xr.DataArray) -> Rows:
+    """One vector for each sample: the mean over its cells or tokens that are not missing.
+
+    Parameters
+    ----------
+    array : xarray.DataArray
+        (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x), eager or lazy.
+
+    Returns
+    -------
+    numpy.ndarray
+        (sample, band); NaN for a sample of which everything is missing.
+
+    Raises
+    ------
+    HeadError
+        The dimensions are others.
+    """
+    place = [dim for dim in array.dims if dim not in ("sample", "band")]
+    if set(array.dims) - set(place) != {"sample", "band"} or set(place) not in (
+        set(),
+        {"y", "x"},
+        {"cell_y", "cell_x"},
+    ):
+        raise HeadError(
+            f"an array with dimensions {array.dims} holds no samples",
+            "pass (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x); "
+            "to learn from a map of labels use Segmenter",
+        )
+    vectors = array.mean(place, skipna=True) if place else array
+    rows: Rows = vectors.transpose("sample", "band").values
+    return rows
+
+
+def sample_labels(array: xr.DataArray, labels: Any) -> NDArray[Any]:
+    """Labels as a plain array, in the order of the samples.
+
+    Raises
+    ------
+    HeadError
+        The labels' own ``sample`` coordinate is not that of the vectors.
+    """
+    if (
+        isinstance(labels, xr.DataArray)
+        and "sample" in labels.coords
+        and "sample" in array.coords
+        and not np.array_equal(labels["sample"].values, array["sample"].values)
+    ):
+        raise HeadError(
+            "the labels' `sample` coordinate is not that of the vectors",
+            "bring them into one order: labels.sel(sample=X.sample)",
+        )
+    return np.asarray(labels)
+
+
+def labelled_rows(
+    embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], *, ignore_index: Any
+) -> tuple[Rows, NDArray[Any]]:
+    """Vectors and labels of the tokens that have both.
+
+    A lazy embedding is read chunk by chunk: chunks without labels are not read, and only the
+    labelled vectors of the others are kept.
+
+    Parameters
+    ----------
+    embedding : xarray.DataArray
+        (band, y, x).
+    labels : xarray.DataArray or numpy.ndarray
+        (y, x) of tokens or pixels; see :meth:`nec.heads.labels.LabelRaster.over`.
+    ignore_index : int, str or None
+        The value that means "no label".
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        (n, band) vectors and (n,) labels.
+    """
+    if set(embedding.dims) != {"band", "y", "x"}:
+        raise HeadError(
+            f"the embedding has dimensions {embedding.dims}",
+            "pass (band, y, x), or a list of such arrays with a list of label maps",
+        )
+    embedding = embedding.transpose("band", "y", "x")
+    raster = LabelRaster.over(embedding, labels, ignore_index=ignore_index)
+    lazy = embedding.chunks is not None
+    parts, found = [], []
+    for rows in _windows(embedding, "y"):
+        for columns in _windows(embedding, "x"):
+            values, valid = raster.window(rows, columns)
+            if valid.any():
+                block = embedding.data[:, rows, columns]
+                parts.append(_later(block, valid) if lazy else _taken(block, valid))
+                found.append(values[valid])
+    if not parts:
+        raise HeadError(
+            "no token has a label", f"check the labels and ignore_index={ignore_index!r}"
+        )
+    if lazy:
+        from dask.base import compute
+
+        parts = list(compute(*parts))
+    return np.concatenate(parts), np.concatenate(found)
+
+
+def _windows(array: xr.DataArray, dim: Hashable) -> list[slice]:
+    sizes = array.chunksizes.get(dim, (array.sizes[dim],))
+    stops = np.cumsum(sizes).tolist()
+    return [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+
+
+def _taken(block: Rows, valid: NDArray[np.bool_]) -> Rows:
+    # A copy with vectors as rows: the block itself is let go.
+    return np.ascontiguousarray(block[:, valid].T)
+
+
+def _later(block: Any, valid: NDArray[np.bool_]) -> Any:
+    from dask.delayed import delayed
+
+    return delayed(_taken, pure=False)(block, valid)

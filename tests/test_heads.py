@@ -1,0 +1,338 @@
+import logging
+
+import numpy as np
+import pytest
+import rasterio
+import rioxarray  # noqa: F401
+import xarray as xr
+from sklearn.base import clone
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer
+from sklearn.utils.estimator_checks import estimator_checks_generator
+
+from nec.errors import HeadError
+from nec.heads import SceneClassifier, Segmenter, load_head, write_map
+
+D, SIZE = 5, 24
+STEP, LEFT, TOP = 40.0, 300_020.0, 5_800_010.0
+CENTRES = 5 * np.eye(3, D)
+NAMES = np.array(["annual crop", "forest", "water"])
+
+
+def truth():
+    """Three fields, side by side."""
+    return np.repeat(np.arange(3), SIZE // 3)[None, :].repeat(SIZE, 0)
+
+
+def scene(*, lazy=False, gap=True, basis="b1", seed=0):
+    values = np.moveaxis(CENTRES[truth()], -1, 0)
+    values = (values + np.random.default_rng(seed).normal(size=values.shape)).astype(np.float32)
+    if gap:
+        values[:, :3, :5] = np.nan
+        values[2, 10, 10] = np.nan
+    array = xr.DataArray(
+        values,
+        dims=("band", "y", "x"),
+        coords={
+            "y": TOP - (np.arange(SIZE) + 0.5) * STEP,
+            "x": LEFT + (np.arange(SIZE) + 0.5) * STEP,
+        },
+        attrs={"nec_basis": basis, "nec_model": "nec-tiny"},
+        name="embedding",
+    )
+    array = array.rio.write_crs(32633)
+    array.spatial_ref.attrs["GeoTransform"] = f"{LEFT} {STEP} 0.0 {TOP} 0.0 {-STEP}"
+    return array.chunk(y=8, x=12) if lazy else array
+
+
+def samples(n=60, seed=1, shape=()):
+    codes = np.random.default_rng(seed).integers(0, 3, n)
+    noise = np.random.default_rng(seed + 1).normal(size=(n, D, *shape))
+    values = CENTRES[codes].reshape(n, D, *(1,) * len(shape)) + noise
+    dims = ("sample", "band", "y", "x")[: values.ndim]
+    return xr.DataArray(values.astype(np.float32), dims=dims, attrs={"nec_basis": "b1"}), NAMES[
+        codes
+    ]
+
+
+def raster(values, step, *, left=LEFT, top=TOP, crs=32633):
+    rows, columns = values.shape
+    coords = {
+        "y": top - (np.arange(rows) + 0.5) * step,
+        "x": left + (np.arange(columns) + 0.5) * step,
+    }
+    return xr.DataArray(values, dims=("y", "x"), coords=coords).rio.write_crs(crs)
+
+
+# Why a check of scikit-learn does not apply: what the head does on purpose instead.
+DROPS_NAN = {"check_estimators_nan_inf": "fit drops vectors with NaN, as scenes have them"}
+VOTES = {
+    "check_class_weight_classifiers": "class_weight belongs to method='linear'",
+    "check_non_transformer_estimators_n_iter": "a vote has no iterations",
+}
+IGNORES = {"check_classifiers_classes": "its label -1 is the ignore_index"}
+CHECKED = [
+    (SceneClassifier(), DROPS_NAN),
+    (SceneClassifier(method="knn", n_neighbors=3), DROPS_NAN | VOTES),
+    (SceneClassifier(method="knn", n_neighbors=3, metric="euclidean"), DROPS_NAN | VOTES),
+    (Segmenter(ignore_index=None), DROPS_NAN),
+    (Segmenter(), DROPS_NAN | IGNORES),
+]
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+@pytest.mark.parametrize(("head", "expected"), CHECKED, ids=lambda v: str(v)[:60])
+def test_scikit_learn_takes_the_heads_for_estimators(head, expected):
+    failed = {}
+    for estimator, check in estimator_checks_generator(head, legacy=True):
+        name = check.func.__name__
+        try:
+            check(estimator)
+        except Exception as error:
+            if type(error).__name__ == "SkipTest":
+                continue
+            failed[name] = error
+    assert set(failed) == set(expected), failed
+
+
+@pytest.mark.parametrize("method", ["linear", "knn"])
+def test_rows_work_in_pipelines_and_cross_validation(method):
+    vectors, labels = samples(90)
+    head = clone(SceneClassifier(method=method, n_neighbors=5))
+    assert cross_val_score(head, vectors.values, labels, cv=3).min() > 0.9
+    assert (
+        make_pipeline(Normalizer(), head).fit(vectors.values, labels).score(vectors.values, labels)
+        > 0.9
+    )
+
+
+@pytest.mark.parametrize("shape", [(), (4, 4)])
+def test_samples_are_pooled_and_scored(shape, caplog):
+    vectors, labels = samples(shape=shape)
+    vectors = vectors.assign_coords(sample=np.arange(vectors.sizes["sample"]) * 10)
+    if shape:
+        vectors[0, :, 0, 0] = np.nan  # one missing token does not spoil its image
+    vectors[3] = np.nan
+    with caplog.at_level(logging.WARNING):
+        head = SceneClassifier().fit(vectors.chunk(sample=20), labels)
+    assert "1 of 60 vectors hold NaN" in caplog.text
+    assert head.score(vectors, labels) > 0.95
+    with pytest.raises(HeadError, match=r"1 of 60 vectors hold NaN, the first at 3"):
+        head.predict(vectors)
+    found = head.predict(vectors.drop_isel(sample=3))
+    assert found.dims == ("sample",)
+    assert found["sample"].values[3] == 40
+    assert set(found.values) <= set(NAMES)
+    assert head.predict_proba(vectors[:2]).dims == ("sample", "class")
+
+
+def test_a_head_of_images_maps_a_scene_lazily():
+    head = SceneClassifier().fit(*samples())
+    found = head.predict(scene(lazy=True))
+    assert found.chunks == ((8, 8, 8), (12, 12))
+    assert found.dtype == np.int16
+    assert found.attrs["flag_meanings"] == "annual_crop forest water"
+    assert found.rio.crs.to_epsg() == 32633
+    transform = found.spatial_ref.attrs["GeoTransform"].split()
+    assert list(map(float, transform)) == [LEFT, STEP, 0, TOP, 0, -STEP]
+    missing = np.isnan(scene().values).any(axis=0)
+    np.testing.assert_array_equal(found.values == -1, missing)
+    assert (found.values == truth())[~missing].mean() > 0.95
+    np.testing.assert_array_equal(found.values, head.predict(scene()).values)
+    shares = head.predict_proba(scene(lazy=True))
+    assert shares.dims == ("class", "y", "x")
+    assert shares["class"].values.tolist() == NAMES.tolist()
+    np.testing.assert_allclose(shares.sum("class").values[~missing], 1, atol=1e-6)
+    assert np.isnan(shares.values[:, missing]).all()
+
+
+def test_cells_are_mapped_with_their_own_transform():
+    cells = scene(gap=False).coarsen(y=4, x=4).mean().rename(y="cell_y", x="cell_x")
+    found = SceneClassifier().fit(*samples()).predict(cells.expand_dims("time"))
+    assert found.dims == ("time", "cell_y", "cell_x")
+    assert found.spatial_ref.attrs["GeoTransform"].split()[1] == repr(4 * STEP)
+    np.testing.assert_array_equal(found[0], truth()[::4, ::4])
+
+
+def test_a_written_map_is_a_coloured_cog(tmp_path):
+    found = Segmenter().fit(scene(), truth()).predict(scene(lazy=True)[:, 2:])
+    path = write_map(found, tmp_path / "map.tif", colours=[(1, 2, 3), (4, 5, 6), (7, 8, 9)])
+    assert [entry.name for entry in tmp_path.iterdir()] == ["map.tif"]
+    with rasterio.open(path) as file:
+        assert file.crs.to_epsg() == 32633
+        assert (file.transform.c, file.transform.f) == (LEFT, TOP - 2 * STEP)
+        assert file.colormap(1)[2] == (7, 8, 9, 255)
+        assert file.tags(1)["flag_meanings"] == "0 1 2"
+        assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        values = file.read(1)
+        assert file.nodata == 255
+    np.testing.assert_array_equal(np.where(values == 255, -1, values.astype(int)), found.values)
+    with pytest.raises(HeadError, match="no class map"):
+        write_map(scene()[0], tmp_path / "other.tif")
+    with pytest.raises(HeadError, match="2 colours for 3 classes"):
+        write_map(found, tmp_path / "other.tif", colours=[(0, 0, 0)] * 2)
+
+
+FINE = truth().repeat(4, 0).repeat(4, 1)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        truth(),
+        FINE,
+        raster(FINE, 10),
+        raster(FINE[::-1], 10).isel(y=slice(None, None, -1)),
+        raster(FINE[:, 16:80], 10, left=LEFT + 160),  # part of the scene
+        raster(np.pad(FINE, 8, constant_values=-1), 10, left=LEFT - 80, top=TOP + 80),
+        raster(FINE.astype(float), 10, left=LEFT + 3, top=TOP - 4),  # another phase
+        raster(truth()[::4, ::4], 160),  # coarser than tokens
+        raster(FINE, 10).expand_dims("band").rio.write_nodata(99).chunk(x=7),
+    ],
+    ids=["tokens", "pixels", "crs", "southup", "part", "larger", "phase", "coarse", "file"],
+)
+@pytest.mark.parametrize("lazy", [False, True])
+def test_label_maps_of_any_resolution_meet_their_tokens(labels, lazy):
+    head = Segmenter().fit(scene(lazy=lazy), labels)
+    assert head.classes_.tolist() == [0, 1, 2]
+    assert head.score(scene(seed=5), truth()) > 0.95
+
+
+def test_a_token_takes_the_majority_of_its_valid_pixels():
+    labels = np.full((SIZE * 4, SIZE * 4), -1)
+    labels[:4, :4] = [[5, 5, 7, -1], [7, 7, -1, -1], [-1] * 4, [-1] * 4]  # 7 by 3 to 2
+    labels[4:8, :4] = [[5, 7, 7, 5]] + [[-1] * 4] * 3  # a tie: the smallest
+    embedding = scene(gap=False)
+    head = Segmenter().fit(embedding, labels)
+    assert head.classes_.tolist() == [5, 7]
+    assert head.predict(embedding).values[:2, 0].tolist() == [1, 0]
+    assert head.score(embedding, labels) == 1.0
+
+
+def test_fitting_reads_only_chunks_with_labels():
+    read = []
+
+    def spy(block, block_info=None):
+        read.append(tuple(block_info[0]["chunk-location"]))
+        return block
+
+    embedding = scene(lazy=True)
+    embedding = embedding.copy(
+        data=embedding.data.map_blocks(spy, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32))
+    )
+    labels = np.full((SIZE, SIZE), -1)
+    labels[10, 14:] = truth()[10, 14:]
+    Segmenter().fit(embedding, labels)
+    assert read == [(0, 1, 1)]
+
+
+def test_several_scenes_and_points_of_a_table():
+    from_maps = Segmenter().fit([scene(), scene(seed=3)], [truth(), FINE])
+    rows = [scene(seed=s).values.reshape(D, -1).T for s in (0, 3)]
+    with_gaps = Segmenter().fit(np.concatenate(rows), np.tile(truth().ravel(), 2))
+    np.testing.assert_allclose(from_maps.rule_.weights, with_gaps.rule_.weights, atol=1e-3)
+    assert with_gaps.score(rows[0], truth().ravel()) > 0.95
+
+
+HEADS = [
+    SceneClassifier(class_weight={"water": 2.0, "forest": 1, "annual crop": 1}),
+    SceneClassifier(method="knn", n_neighbors=7),
+    Segmenter(ignore_index=None, C=0.5),
+]
+
+
+@pytest.mark.parametrize("head", HEADS, ids=["linear", "knn", "segmenter"])
+@pytest.mark.parametrize("dtype", [str, object])
+def test_a_saved_head_comes_back_the_same(head, dtype, tmp_path):
+    vectors, labels = samples(30)
+    head = clone(head)
+    if isinstance(head, Segmenter):
+        head.fit(scene(), NAMES[truth()].astype(dtype))
+    else:
+        head.fit(vectors, labels.astype(dtype))
+    path = head.save(tmp_path / "head.safetensors")
+    first = path.read_bytes()
+    again = load_head(path)
+    assert type(again) is type(head)
+    assert again.get_params() == head.get_params()
+    assert (again.basis_, again.classes_.dtype) == ("b1", head.classes_.dtype)
+    xr.testing.assert_identical(again.predict(scene()), head.predict(scene()))
+    xr.testing.assert_identical(again.predict_proba(scene()), head.predict_proba(scene()))
+    assert again.save(path).read_bytes() == first
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_no_head_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    path = Segmenter().fit(scene(), truth()).save(tmp_path / "head")
+    with pytest.raises(HeadError, match="is a Segmenter, not a SceneClassifier"):
+        SceneClassifier.load(path)
+    whole = path.read_bytes()
+    for end in (0, 7, 100, len(whole) - 1):
+        path.write_bytes(whole[:end])
+        with pytest.raises(HeadError, match="no safetensors file"):
+            load_head(path)
+    path.write_bytes(whole.replace(b'version\\": 1', b'version\\": 9'))
+    with pytest.raises(HeadError, match="format version 9"):
+        load_head(path)
+    path.write_bytes(whole.replace(b'n_features\\": 5', b'n_features\\": 6'))
+    with pytest.raises(HeadError, match="shapes"):
+        load_head(path)
+    save_file({"a": np.zeros(2)}, path)
+    with pytest.raises(HeadError, match="no head of nec"):
+        load_head(path)
+    with pytest.raises(HeadError, match="not a file"):
+        load_head(tmp_path / "none")
+
+
+def test_another_basis_is_refused_and_none_passes():
+    head = Segmenter().fit(scene(), truth())
+    assert (head.basis_, head.model_) == ("b1", "nec-tiny")
+    for call in (head.predict, head.predict_proba, lambda x: head.score(x, truth())):
+        with pytest.raises(HeadError, match="basis b2 and the head was fitted on basis b1"):
+            call(scene(basis="b2"))
+    with pytest.raises(HeadError, match="basis"):
+        Segmenter().fit([scene(), scene(basis="b2")], [truth(), truth()])
+    assert head.predict(scene().drop_attrs()).dtype == np.int16
+    assert head.predict(np.zeros((2, D))).shape == (2,)
+
+
+VECTORS, LABELS = samples()
+UNFIT = [
+    (SceneClassifier(), VECTORS, LABELS[:-1], "60 vectors and 59 labels"),
+    (SceneClassifier(), VECTORS, np.repeat("a", 60), r"of 1 class\(es\): \['a'\]"),
+    (SceneClassifier(), VECTORS * np.nan, LABELS, "all 60 vectors hold NaN"),
+    (SceneClassifier(), scene(), truth(), "holds no samples"),
+    (SceneClassifier(), scene().to_dataset(), truth(), "ds.scene_embedding"),
+    (SceneClassifier(method="tree"), VECTORS, LABELS, "use one of linear, knn"),
+    (SceneClassifier(method="knn", n_neighbors=99), VECTORS, LABELS, "lower n_neighbors"),
+    (Segmenter(), scene(), truth()[:-1], "do not fit"),
+    (Segmenter(), scene(), FINE[:, :-4], "do not fit"),
+    (Segmenter(), scene(), np.full((SIZE, SIZE), -1), "no token has a label"),
+    (Segmenter(), scene() * np.nan, truth(), "hold NaN"),
+    (Segmenter(), scene(), raster(FINE, 10, crs=32634), "labels.rio.reproject"),
+    (Segmenter(), scene(), raster(FINE, 10, left=LEFT + 1e6), "do not overlap"),
+    (Segmenter(), scene(), raster(truth(), 9.0).drop_vars("spatial_ref"), "write the CRS"),
+    (Segmenter(), [scene()], truth(), "as many label maps"),
+    (Segmenter(), VECTORS, LABELS, "a list of such"),
+    (Segmenter(), scene().expand_dims(time=2), truth(), "2 times"),
+]
+
+
+@pytest.mark.parametrize(("head", "X", "y", "message"), UNFIT, ids=lambda v: str(v)[:30])
+def test_what_cannot_be_learned_says_why(head, X, y, message):
+    with pytest.raises(HeadError, match=message):
+        clone(head).fit(X, y)
+
+
+def test_what_cannot_be_mapped_says_why():
+    head = SceneClassifier().fit(VECTORS, LABELS)
+    with pytest.raises(HeadError, match="3 bands and the head was fitted on 5"):
+        head.predict(scene()[:3])
+    with pytest.raises(HeadError, match=r"ds\.embedding"):
+        head.predict(scene().to_dataset())
+    with pytest.raises(HeadError, match="no `band`"):
+        head.predict(scene().rename(band="feature"))
