@@ -1,0 +1,58 @@
+"""nec: neural embedding compression for Earth observation.
+
+Open a store with ``xarray.open_zarr``; ``import nec`` adds the accessor ``ds.nec``. Everything
+else is found from `encode`, `open`, `load_model`, `Compressor` and `nec.heads`. Heavy libraries
+are imported when they are first needed.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+from nec import accessor as _accessor  # noqa: F401 - registers ds.nec
+from nec.errors import NecError
+
+if TYPE_CHECKING:
+    from nec.archive import open_store as open  # noqa: A004
+    from nec.archive import seal, verify
+    from nec.compressor import Compressor
+    from nec.model import Model, list_models, load_model
+    from nec.production import embed, encode
+    from nec.sampling import sample
+
+__version__ = version("nec")
+__all__ = [
+    "Compressor",
+    "Model",
+    "NecError",
+    "embed",
+    "encode",
+    "list_models",
+    "load_model",
+    "open",
+    "sample",
+    "seal",
+    "verify",
+]
+
+_HOMES = {
+    "Compressor": "nec.compressor",
+    "Model": "nec.model",
+    "embed": "nec.production",
+    "encode": "nec.production",
+    "list_models": "nec.model",
+    "load_model": "nec.model",
+    "open": "nec.archive",
+    "sample": "nec.sampling",
+    "seal": "nec.archive",
+    "verify": "nec.archive",
+}
+_ORIGINAL = {"open": "open_store"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), _ORIGINAL.get(name, name))
+    if name in ("heads", "codec", "archive", "scene", "encoders", "errors"):
+        return import_module(f"nec.{name}")
+    raise AttributeError(f"module 'nec' has no attribute {name!r}")

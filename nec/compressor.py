@@ -139,7 +139,7 @@ class Compressor:
         rotation = klt(features) if basis is None else np.asarray(basis, np.float32)
         variance = (features @ rotation).var(0)
         steps = np.maximum(variance / variance.max(), 1e-6) ** gamma * np.sqrt(variance.max())
-        rotated = [_rotate(p, rotation) for p in pieces]
+        rotated = [rotate(np.moveaxis(p, -1, 1), rotation) for p in pieces]
         coding, measured = fit_coding(
             rotated,
             relative_steps=steps.astype(np.float32),
@@ -173,6 +173,14 @@ class Compressor:
         parts = self.basis_hash.encode() + self.coding.digest + self.scene_coding.digest
         return hashlib.sha256(parts).hexdigest()[:16]
 
+    def measure(self, sample: ArrayLike | xr.DataArray | Sequence[ArrayLike]) -> Fidelity:
+        """Code another sample and measure it; see `fit` for its shape."""
+        from nec.codec.fitting import measure
+
+        pieces = [rotate(np.moveaxis(p, -1, 1), self.basis) for p in _pieces(sample)]
+        count = sum(int((~np.isnan(p).any(1)).sum()) for p in pieces)
+        return Fidelity(vectors=count, **measure(pieces, self.coding))
+
     def encode(self, features: ArrayLike) -> bytes:
         """Code features of shape (y, x, feature) or (sample, y, x, feature) to bytes.
 
@@ -189,7 +197,8 @@ class Compressor:
                 f"features of shape {values.shape} do not end in {len(self.basis)}",
                 "pass ([sample,] y, x, feature)",
             )
-        rotated = _rotate(values if values.ndim == 4 else values[None], self.basis)
+        values = values if values.ndim == 4 else values[None]
+        rotated = rotate(np.moveaxis(values, -1, 1), self.basis)
         return _SHAPE.pack(*rotated.shape) + encode_chunk(rotated, self.coding)
 
     def decode(self, data: bytes) -> NDArray[np.float32]:
@@ -250,6 +259,24 @@ def hash_basis(basis: NDArray[np.float32]) -> str:
     return hashlib.sha256(np.ascontiguousarray(basis, "<f4").tobytes()).hexdigest()[:16]
 
 
+def rotate(features: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return features as an embedding.
+
+    Parameters
+    ----------
+    features : ndarray of shape ([sample,] feature[, y, x]), float32
+    basis : ndarray of shape (feature, component), float32
+
+    Returns
+    -------
+    ndarray of shape ([sample,] component[, y, x]), float32
+        NaN where any feature of a vector is missing.
+    """
+    axis = 1 if features.ndim in (2, 4) else 0
+    rotated = np.moveaxis(np.moveaxis(features, axis, -1) @ basis, -1, axis)
+    return np.ascontiguousarray(rotated, np.float32)
+
+
 def klt(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the uncentred KLT of features (n, feature): orthonormal columns, largest first.
 
@@ -289,11 +316,6 @@ def _pieces(
 
 def _vectors(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.reshape(-1, values.shape[-1])
-
-
-def _rotate(values: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return features (sample, y, x, feature) as an embedding (sample, band, y, x)."""
-    return np.ascontiguousarray(np.moveaxis(values @ basis, -1, 1))
 
 
 def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> NDArray[np.float32]:

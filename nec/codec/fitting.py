@@ -25,6 +25,8 @@ from nec.errors import CompressorError
 
 # Observations that a context's parent is worth: contexts seen less lean on their scale class.
 PRIOR_WEIGHT = 24.0
+# A target counts as hit at half a per cent, of the bytes or of the distance to cosine 1.
+TOLERANCE = 0.005
 
 
 def fit_coding(
@@ -63,36 +65,54 @@ def fit_coding(
     chunks = [Transformed(p, block) for p in pieces]
     scan = geometry(block)
 
-    def attempt(log_step: float) -> tuple[Coding, float]:
+    vectors = sum(int(c.valid.sum()) for c in chunks)
+    target = bytes_per_vector if cosine is None else cosine
+    assert target is not None
+
+    def attempt(log_step: float) -> tuple[Coding, float, float]:
+        """Return a coding, what it reaches, and the log of that over the target.
+
+        Both are monotonic and nearly straight lines in the log of the step.
+        """
         steps = (relative_steps * np.float32(2.0**log_step)).astype(np.float32)
         coding = fit_tables(chunks, steps, dead_zone, scan)
         if cosine is None:
-            # More bytes is more fidelity: both targets grow as the step shrinks.
-            vectors = sum(int(c.valid.sum()) for c in chunks)
-            size = sum(len(encode_chunk(p, coding)) for p in pieces)
-            return coding, size / vectors
-        return coding, float(np.mean(_cosines(pieces, chunks, coding)))
+            reached = sum(len(encode_chunk(p, coding)) for p in pieces) / vectors
+            return coding, reached, float(np.log(reached / target))
+        reached = float(np.mean(_cosines(pieces, chunks, coding)))
+        return coding, reached, float(np.log((1 - target) / max(1 - reached, 1e-12)))
 
-    target = bytes_per_vector if cosine is None else cosine
-    assert target is not None
     fine, coarse = -8.0, 4.0
-    coding, reached = attempt(fine)
-    if reached < target:
+    if cosine is not None and cosine >= 1:
+        raise CompressorError(f"a mean cosine of {cosine:g} is out of reach", "ask for less")
+    coding, reached, above = attempt(fine)
+    if above < 0:
         raise CompressorError(
             f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"
         )
-    best = (abs(reached - target), coding)
+    *_, below = attempt(coarse)
+    # False position, Illinois variant: an end that stays put counts half.
+    best = (above, coding)
     for _ in range(24):
-        middle = (fine + coarse) / 2
-        coding, reached = attempt(middle)
-        best = min(best, (abs(reached - target), coding), key=lambda pair: pair[0])
-        close = target * 0.005 if cosine is None else (1 - target) * 0.005
-        if abs(reached - target) <= close:
+        weight = above / (above - below) if below < 0 else 1.0
+        middle = fine + (coarse - fine) * weight
+        coding, _, excess = attempt(middle)
+        if abs(excess) < abs(best[0]):
+            best = (excess, coding)
+        if abs(excess) <= TOLERANCE or coarse - fine < 1e-4:
             break
-        fine, coarse = (middle, coarse) if reached > target else (fine, middle)
+        if excess > 0:
+            fine, above, below = middle, excess, below / 2
+        else:
+            coarse, below, above = middle, excess, above / 2
     coding = best[1]
-    cosines = _cosines(pieces, chunks, coding)
-    return coding, {
+    return coding, measure(pieces, coding)
+
+
+def measure(pieces: Sequence[NDArray[np.float32]], coding: Coding) -> dict[str, float]:
+    """Return size and cosines of embeddings under a coding: fields of `Fidelity`."""
+    cosines = _cosines(pieces, [Transformed(p, coding.block) for p in pieces], coding)
+    return {
         "bytes_per_vector": sum(len(encode_chunk(p, coding)) for p in pieces) / len(cosines),
         "cosine_mean": float(cosines.mean()),
         "cosine_p01": float(np.quantile(cosines, 0.01)),

@@ -1,0 +1,152 @@
+"""``ds.nec``: what a store knows of itself, features, a quicklook."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nec.errors import StoreError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+@xr.register_dataset_accessor("nec")
+class NecAccessor:
+    """Accessor of a Dataset that was opened from a nec store."""
+
+    def __init__(self, dataset: xr.Dataset) -> None:
+        self._dataset = dataset
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """The store's `nec` block: model, rate, basis, expected cosine, sources, ...
+
+        Raises
+        ------
+        StoreError
+            If the Dataset does not come from a nec store.
+        """
+        block = self._dataset.attrs.get("nec")
+        if not isinstance(block, dict):
+            raise StoreError(
+                "this Dataset has no nec block among its attributes",
+                "open a nec store with xarray.open_zarr or nec.open, and keep its attributes",
+            )
+        return block
+
+    @property
+    def model(self) -> str:
+        """Name of the model whose embeddings these are."""
+        return str(self.info["model"])
+
+    @property
+    def basis(self) -> NDArray[np.float32]:
+        """Rotation (component, feature) from features to the embedding.
+
+        Raises
+        ------
+        StoreError
+            If the Dataset does not say which store it came from.
+        """
+        from nec.archive.reader import read_basis
+
+        source = self._dataset.encoding.get("source")
+        if source is None:
+            raise StoreError(
+                "this Dataset does not know its store any more, so it has no basis",
+                "call ds.nec.features() on the Dataset as opened, before selecting variables",
+            )
+        return read_basis(source)
+
+    def features(self, variable: str = "embedding") -> xr.DataArray:
+        """Return the encoder's features, rotated back from the embedding; lazy.
+
+        Parameters
+        ----------
+        variable : {"embedding", "scene_embedding"}
+
+        Returns
+        -------
+        DataArray
+            With dimension `feature` in place of `band`; NaN where missing.
+        """
+        embedding = self._dataset[variable]
+        basis = xr.DataArray(self.basis, dims=("band", "feature"))
+        rotated = xr.dot(embedding.drop_vars("band"), basis, dim="band").astype(np.float32)
+        order = ["feature" if d == "band" else str(d) for d in embedding.dims]
+        features: xr.DataArray = rotated.transpose(*order).assign_attrs(embedding.attrs)
+        return features
+
+    def quicklook(
+        self,
+        path: str | Path | None = None,
+        *,
+        ax: "Axes | None" = None,
+        components: tuple[int, int, int] = (0, 1, 2),
+        step: int | None = None,
+    ) -> "Axes | Path":
+        """Show three components of the embedding as red, green and blue.
+
+        Parameters
+        ----------
+        path : path, optional
+            Write a PNG there; else draw on axes.
+        ax : matplotlib Axes, optional
+        components : tuple of int
+        step : int, optional
+            Take every n-th token; by default as many as make 1,500 pixels.
+
+        Returns
+        -------
+        Path or Axes
+            Missing tokens are transparent. Each component is stretched from its 2 % to its 98 %
+            quantile.
+        """
+        rgba, extent = self._picture(components, step)
+        if path is not None:
+            from matplotlib.image import imsave
+
+            imsave(path, rgba)
+            return Path(path)
+        import matplotlib.pyplot as plt
+
+        if ax is None:
+            _, ax = plt.subplots(layout="constrained")
+        ax.imshow(rgba, extent=extent, interpolation="nearest")
+        ax.set(xlabel="x", ylabel="y", title=f"{self.model}: components {components}")
+        return ax
+
+    def _picture(
+        self, components: tuple[int, int, int], step: int | None
+    ) -> tuple[NDArray[np.float32], tuple[float, float, float, float] | None]:
+        embedding = self._dataset["embedding"]
+        for extra in ("time", "sample"):
+            if extra in embedding.dims:
+                embedding = embedding.isel({extra: 0})
+        step = step or max(1, max(embedding.sizes["y"], embedding.sizes["x"]) // 1500)
+        embedding = embedding.isel(band=list(components))[:, ::step, ::step].load()
+        # Stores are padded to whole shards: show what is there.
+        seen = embedding.notnull().all("band")
+        if bool(seen.any()):
+            y = np.flatnonzero(seen.any("x"))
+            x = np.flatnonzero(seen.any("y"))
+            embedding = embedding[:, y[0] : y[-1] + 1, x[0] : x[-1] + 1]
+        values = embedding.transpose("y", "x", "band").to_numpy()
+        if np.isnan(values).all():
+            values = np.zeros_like(values) + np.nan
+            low, high = np.zeros(3), np.ones(3)
+        else:
+            low, high = np.nanquantile(values, (0.02, 0.98), axis=(0, 1))
+        stretched = np.clip((values - low) / np.where(high > low, high - low, 1), 0, 1)
+        missing = np.isnan(values).any(-1)
+        rgba = np.concatenate([np.nan_to_num(stretched), ~missing[..., None]], -1)
+        extent = None
+        if {"y", "x"} <= set(embedding.coords) and min(rgba.shape[:2]) > 1:
+            dy, dx = (float(abs(embedding[d][1] - embedding[d][0])) / 2 for d in ("y", "x"))
+            left, right = float(embedding.x[0]), float(embedding.x[-1])
+            top, bottom = float(embedding.y[0]), float(embedding.y[-1])
+            extent = (left - dx, right + dx, bottom - dy, top + dy)
+        return rgba.astype(np.float32), extent

@@ -1,0 +1,210 @@
+"""The main job in one go, on a real scene where there is one: `nec demo`."""
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import xarray as xr
+
+from nec.errors import StoreError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from nec.heads import SceneClassifier
+
+log = logging.getLogger(__name__)
+
+RENDERED = "a scene that the package rendered itself (no scene was given)"
+
+
+@dataclass
+class Outcome:
+    """What the demo measured.
+
+    Attributes
+    ----------
+    scene : str
+        What was encoded.
+    sizes : dict of str to float
+        Bytes, by what they are bytes of.
+    scores : dict of str to float
+        Shares and seconds, by what they say.
+    files : list of Path
+        Everything that was written.
+    """
+
+    scene: str
+    sizes: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, str] = field(default_factory=dict)
+    files: list[Path] = field(default_factory=list)
+
+    def tables(self) -> "list[Table]":
+        """Return the outcome as tables for the terminal."""
+        from rich.table import Table
+
+        from nec.cli import size_text
+
+        sizes = Table("size", "bytes", "times the payload", title=f"Demo: {self.scene}")
+        payload = self.sizes["compressed embeddings (payload)"]
+        for name, value in self.sizes.items():
+            sizes.add_row(name, size_text(value), f"{value / payload:,.1f}")
+        scores = Table("what", "value")
+        for name, text in self.scores.items():
+            scores.add_row(name, text)
+        return [sizes, scores]
+
+
+def catalog() -> Path:
+    """Return the store of EuroSAT embeddings that ships with the project.
+
+    Raises
+    ------
+    StoreError
+        If it is not there.
+    """
+    package = Path(__file__).parent
+    for root in (package, package.parent):
+        store = root / "catalogs" / "eurosat" / "embeddings.zarr"
+        if store.is_dir():
+            return store
+    raise StoreError(
+        "the EuroSAT catalog is not beside the package",
+        "run the demo from a checkout, or reinstall nec",
+    )
+
+
+def run(
+    scene: Path | None, out: Path, *, progress: Callable[[int, int], None] | None = None
+) -> Outcome:
+    """Encode a scene, open it with plain xarray, train a head, map the scene.
+
+    Parameters
+    ----------
+    scene : Path or None
+        A scene; None renders one.
+    out : Path
+        Folder to write to; what an earlier demo left there is replaced.
+    progress : callable, optional
+        See `nec.encode`.
+
+    Returns
+    -------
+    Outcome
+    """
+    from nec.heads import write_map
+    from nec.production import encode
+    from nec.rendered import render_scene
+    from nec.scene import open_scene
+
+    out.mkdir(parents=True, exist_ok=True)
+    outcome = Outcome(RENDERED if scene is None else scene.name)
+    source = render_scene(out / "rendered_scene.tif") if scene is None else scene
+    opened = open_scene(source)
+    store = out / "scene.zarr"
+    if store.exists():
+        shutil.rmtree(store)
+    started = time.perf_counter()
+    report = encode(opened, store, progress=progress)
+    seconds = time.perf_counter() - started
+
+    pixels = int(np.prod([int(s) for s in opened.geobox.shape]))
+    payload = sum(report.payload_bytes.values())
+    everything = sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
+    outcome.sizes = {
+        "raw pixels of all bands (16 bit)": 2.0 * pixels * len(opened.bands),
+        "embeddings as float32": 4.0 * 64 * report.vectors,
+        "embeddings as int8": 64.0 * report.vectors,
+        "compressed embeddings (payload)": payload,
+        "  and all metadata, basis, coordinates": everything,
+    }
+    dataset = xr.open_zarr(store)  # plain xarray: this is all that a consumer needs
+    embedding = dataset["embedding"]
+    started = time.perf_counter()
+    values = embedding.to_numpy()
+    reading = time.perf_counter() - started
+    quicklook = dataset.nec.quicklook(out / "embedding.png")
+
+    head, accuracy, tested = _train(out / "head.safetensors")
+    if "time" in embedding.dims:
+        embedding = embedding.isel(time=0)
+    classes = head.predict(embedding).compute()
+    write_map(classes, out / "land_cover.tif")
+    _draw(dataset, classes, head, out / "land_cover.png")
+
+    outcome.scores = {
+        "pixels encoded": f"{pixels / 1e6:.2f} million in {seconds:.1f} s",
+        "bytes a vector (4 x 4 pixels)": f"{payload / max(report.vectors, 1):.3f}",
+        "cosine to the uncompressed features": f"{report.cosine_mean:.4f}",
+        "read and decoded with xarray": f"{values.nbytes / 1e6:.0f} MB of float32 in "
+        f"{reading:.2f} s",
+        "missing tokens (nodata, padding)": f"{np.isnan(values).mean():.1%}",
+        "EuroSAT accuracy of the head, test pool": f"{accuracy:.1%} of {tested} images",
+        "classes on the map": ", ".join(_shares(classes, head)),
+    }
+    outcome.files = [
+        quicklook,
+        out / "land_cover.tif",
+        out / "land_cover.png",
+        out / "head.safetensors",
+        store,
+    ]
+    return outcome
+
+
+def _train(path: Path) -> "tuple[SceneClassifier, float, int]":
+    """Train a scene classifier on the shipped catalog: (head, test accuracy, test images)."""
+    from nec.heads import SceneClassifier
+
+    images = xr.open_zarr(catalog()).load()
+    vectors, labels = images["scene_embedding"], images["label"].to_numpy()
+    test = images["set"].to_numpy() == "test"
+    head = SceneClassifier().fit(vectors[~test], labels[~test])
+    head.save(path)
+    return head, float(head.score(vectors[test], labels[test])), int(test.sum())
+
+
+def _shares(classes: xr.DataArray, head: "SceneClassifier") -> list[str]:
+    valid = classes.to_numpy()[classes.to_numpy() >= 0]
+    share = np.bincount(valid, minlength=len(head.classes_)) / max(len(valid), 1)
+    order = np.argsort(-share)[:4]
+    return [f"{head.classes_[i]} {share[i]:.0%}" for i in order if share[i] > 0]
+
+
+def _draw(dataset: xr.Dataset, classes: xr.DataArray, head: "SceneClassifier", path: Path) -> None:
+    """Draw the embedding and the map side by side, with a legend."""
+    import matplotlib.pyplot as plt
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.patches import Patch
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
+    dataset.nec.quicklook(ax=left)
+    colours = plt.get_cmap("tab10").colors[: len(head.classes_)]  # type: ignore[attr-defined]
+    shown = classes.where(classes >= 0)
+    half_y, half_x = (abs(float(classes[d][1] - classes[d][0])) / 2 for d in ("y", "x"))
+    right.imshow(
+        shown,
+        cmap=ListedColormap(colours),
+        norm=BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours)),
+        interpolation="nearest",
+        extent=(
+            float(classes.x[0]) - half_x,
+            float(classes.x[-1]) + half_x,
+            float(classes.y[-1]) - half_y,
+            float(classes.y[0]) + half_y,
+        ),
+    )
+    right.set(xlim=left.get_xlim(), ylim=left.get_ylim(), xlabel="x", title="EuroSAT classes")
+    right.legend(
+        handles=[Patch(color=c, label=n) for c, n in zip(colours, head.classes_, strict=False)],
+        loc="center left",
+        bbox_to_anchor=(1.01, 0.5),
+        frameon=False,
+    )
+    figure.savefig(path, dpi=110)
+    plt.close(figure)

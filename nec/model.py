@@ -1,0 +1,193 @@
+"""`Model`: an encoder, the basis that its embeddings are stored in, and a compressor a rate."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nec.compressor import Compressor
+from nec.errors import ModelError
+
+if TYPE_CHECKING:
+    from nec.encoders import Encoder
+
+WEIGHTS = Path(__file__).parent / "weights"
+RATES = ("low", "medium", "high")
+CARD = "model.json"
+ENCODER = "encoder.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """An encoder with its compressors.
+
+    Attributes
+    ----------
+    name : str
+        Name of the model.
+    folder : Path
+        Where its files lie.
+    card : dict
+        The model card: configuration, data, licence, command, metrics.
+    compressors : dict of str to Compressor
+        By rate: low, medium, high.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the encoder.
+    """
+
+    name: str
+    folder: Path
+    card: dict[str, Any]
+    compressors: dict[str, Compressor]
+    precision: str
+
+    @property
+    def basis(self) -> NDArray[np.float32]:
+        """Orthonormal rotation (feature, component), shared by all rates."""
+        return next(iter(self.compressors.values())).basis
+
+    @property
+    def basis_hash(self) -> str:
+        """Name of the basis."""
+        return next(iter(self.compressors.values())).basis_hash
+
+    @property
+    def weights_sha256(self) -> str:
+        """SHA-256 of the weights file, hexadecimal; checked when the model was loaded."""
+        return str(self.card["weights_sha256"])
+
+    @cached_property
+    def encoder(self) -> "Encoder":
+        """The encoder; torch is imported here.
+
+        Raises
+        ------
+        ModelError
+            If torch is not installed or the weights do not fit the configuration.
+        """
+        try:
+            from safetensors.torch import load_file
+
+            from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
+            from nec.encoders.vit import VisionTransformerEncoder as VitEncoder
+        except ImportError as error:
+            raise ModelError(
+                f"encoding needs {error.name}, which is not installed",
+                "pip install 'nec[encode]' (reading stores needs only the core)",
+            ) from error
+        config = dict(self.card["encoder"])
+        network = VisionTransformer(
+            VisionTransformerConfig(**config | {"bands": tuple(config["bands"])})
+        )
+        weights = {k: v.float() for k, v in load_file(self.folder / ENCODER).items()}
+        try:
+            network.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ModelError(
+                f"the weights of {self.name} do not fit its configuration", "fetch the model again"
+            ) from error
+        return VitEncoder(self.name, network, precision=self.precision)
+
+    def compressor(self, rate: str | float) -> Compressor:
+        """Return the compressor of a rate: its name, or the nearest in bytes a vector.
+
+        Raises
+        ------
+        ModelError
+            If the model has no such rate.
+        """
+        if isinstance(rate, str) and rate not in self.compressors:
+            raise ModelError(
+                f"{self.name} has no rate {rate!r}",
+                f"choose among {', '.join(self.compressors)}, or give bytes per vector",
+            )
+        if isinstance(rate, str):
+            return self.compressors[rate]
+        return min(
+            self.compressors.values(),
+            key=lambda c: abs(np.log(c.fidelity.bytes_per_vector / float(rate))),
+        )
+
+
+def list_models() -> list[str]:
+    """Return the names of the built-in models."""
+    return sorted(p.parent.name for p in WEIGHTS.glob(f"*/{CARD}"))
+
+
+def load_model(name: str | Path, *, precision: str = "auto") -> Model:
+    """Load a model by name, or from a folder.
+
+    Parameters
+    ----------
+    name : str or Path
+        A built-in model (`list_models`) or a folder with `model.json`.
+    precision : {"auto", "float32", "bfloat16"}
+        Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, a file is damaged, or the compressors disagree on the basis.
+    """
+    folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
+    try:
+        card = json.loads((folder / CARD).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"there is no model {str(name)!r}",
+            f"choose among {', '.join(list_models())}, or give a folder with {CARD}",
+        ) from error
+    compressors = {
+        rate: Compressor.load(folder / f"{rate}.json")
+        for rate in RATES
+        if (folder / f"{rate}.json").exists()
+    }
+    if not compressors or len({c.basis_hash for c in compressors.values()}) != 1:
+        raise ModelError(
+            f"the compressors of {card['name']} are missing or of different bases",
+            "fit them together with pipelines/fit_compressors.py",
+        )
+    digest = sha256_of(folder / ENCODER)
+    if digest != card.get("weights_sha256"):
+        raise ModelError(
+            f"{folder / ENCODER} has SHA-256 {digest[:16]}..., the card says "
+            f"{str(card.get('weights_sha256'))[:16]}...",
+            "the weights are damaged: fetch the model again",
+        )
+    return Model(card["name"], folder, card, compressors, _resolve(precision))
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, hexadecimal.
+
+    Raises
+    ------
+    ModelError
+        If it cannot be read.
+    """
+    import hashlib
+
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error})", "fetch the model again") from error
+
+
+def _resolve(precision: str) -> str:
+    if precision not in ("auto", "float32", "bfloat16"):
+        raise ModelError(f"precision {precision!r} is unknown", "auto, float32 or bfloat16")
+    if precision != "auto":
+        return precision
+    try:
+        import torch
+    except ImportError:
+        return "float32"
+    if torch.cuda.is_available():
+        return "bfloat16"
+    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if fast and torch.backends.mkldnn.is_available() else "float32"

@@ -1,0 +1,119 @@
+"""What a run measures of itself: fidelity, seams, sizes; kept in receipts, added up at the end."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nec.archive import StoreWriter
+from nec.codec import NecCodec
+from nec.encoders.tiling import neighbour_cosines
+from nec.production.job import Job
+
+
+@dataclass(frozen=True)
+class EncodeReport:
+    """What `encode` did.
+
+    Attributes
+    ----------
+    store : Path
+        The store.
+    written, missing, failed : int
+        Tasks by outcome, those of earlier runs included.
+    resumed : int
+        Tasks that an earlier run had done.
+    payload_bytes : dict of str to int
+        Bytes of objects by array.
+    vectors : int
+        Valid vectors.
+    cosine_mean, cosine_p01, cosine_min : float
+        Decoded against original features; NaN where nothing is valid.
+    seam : dict
+        Mean cosine of neighbouring tokens across chip borders and inside chips.
+    failures : dict of str to str
+        Reasons by task.
+    """
+
+    store: Path
+    written: int
+    missing: int
+    failed: int
+    resumed: int
+    payload_bytes: dict[str, int]
+    vectors: int
+    cosine_mean: float
+    cosine_p01: float
+    cosine_min: float
+    seam: dict[str, float]
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def task_figures(
+    features: NDArray[np.float32], embedding: NDArray[np.float32], codec: NecCodec, job: Job
+) -> dict[str, Any]:
+    """Measure a task: what the codec does to its vectors, and its seams."""
+    chunk = job.layout.embedding.chunk if job.layout.embedding else embedding.shape
+    # Chunks are coded alone: decode them so. The leading dimension of a scene is not split.
+    step = (chunk[0] if embedding.ndim == 4 else 0, *chunk[-2:])
+    cosines = []
+    for part in _chunks(embedding, step):
+        decoded = codec.decode_array(codec.encode_array(part), part.shape)
+        a, b = (np.moveaxis(v.astype(np.float64), -3, -1) for v in (part, decoded))
+        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+        cosine = (a * b).sum(-1) / np.where(norms > 0, norms, 1)
+        cosines.append(cosine[~np.isnan(cosine)])
+    cosine = np.concatenate(cosines)
+    figures: dict[str, Any] = {
+        "vectors": len(cosine),
+        "cosine_sum": round(float(cosine.sum()), 6),
+        "cosine_p01": round(float(np.quantile(cosine, 0.01)), 6),
+        "cosine_min": round(float(cosine.min()), 6),
+    }
+    if job.tokens_per_chip is not None:
+        across, inside = neighbour_cosines(features, job.tokens_per_chip)
+        figures["across"] = [round(float(across.sum()), 6), len(across)]
+        figures["inside"] = [round(float(inside.sum()), 6), len(inside)]
+    return figures
+
+
+def _chunks(values: NDArray[np.float32], step: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+    samples = range(0, len(values), step[0]) if step[0] else [None]
+    for s in samples:
+        part = values if s is None else values[s : s + step[0]]
+        for y in range(0, values.shape[-2], step[1]):
+            for x in range(0, values.shape[-1], step[2]):
+                yield part[..., y : y + step[1], x : x + step[2]]
+
+
+def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
+    """Add up the receipts of a run, those of earlier, interrupted runs included."""
+    receipts = writer.receipts()
+    figures = [r.figures for r in receipts.values() if r.figures]
+    vectors = sum(int(f["vectors"]) for f in figures)
+    seam: dict[str, float] = {}
+    for name in ("across", "inside"):
+        pairs = [f[name] for f in figures if name in f]
+        count = sum(p[1] for p in pairs)
+        if count:
+            seam[f"cosine_{name}"] = round(sum(p[0] for p in pairs) / count, 5)
+    summary = writer.summary()
+    weights = [f["vectors"] for f in figures]
+    return EncodeReport(
+        store=store,
+        **summary["tasks"],
+        resumed=resumed,
+        payload_bytes=summary["payload_bytes"],
+        vectors=vectors,
+        cosine_mean=sum(f["cosine_sum"] for f in figures) / vectors if vectors else np.nan,
+        # The mean over tasks of their 1 % quantiles: no more than receipts hold is needed.
+        cosine_p01=float(np.average([f["cosine_p01"] for f in figures], weights=weights))
+        if vectors
+        else np.nan,
+        cosine_min=min((f["cosine_min"] for f in figures), default=np.nan),
+        seam=seam,
+        failures={t.name: r.reason for t, r in receipts.items() if r.status == "failed"},
+    )

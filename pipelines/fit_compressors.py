@@ -1,0 +1,131 @@
+"""Fit the basis and the compressors of a model, and pack it for `nec.load_model`.
+
+    python pipelines/fit_compressors.py runs/pretrain ../shared/data --out nec/weights/nec-tiny
+
+One basis for all rates, fitted to embeddings of training images alone: EuroSAT's training
+images (RGB and multispectral) and the Sentinel-2 patches and seasons; no image of a test pool,
+no evaluation scene. A fifth of the images is held out of the fit and states the fidelity.
+"""
+
+import argparse
+import csv
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.errors import NotGeoreferencedWarning
+from safetensors.torch import load_file, save_file
+
+from nec.compressor import Compressor
+from nec.encoders.tiling import Tiling, embed_image
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.model import CARD, ENCODER, sha256_of
+from nec.scene import ImageCollection
+
+# Bytes a vector on the fitting sample.
+RATES = {"low": 0.15, "medium": 0.5, "high": 1.5}
+RGB = ("red", "green", "blue")
+
+
+def collection_features(
+    encoder: VisionTransformerEncoder, folder: Path, files: list[str], bands: tuple[str, ...]
+) -> np.ndarray:
+    """Return features (sample, y, x, dim) of images of a folder."""
+    scale = 1e-4 if files[0].endswith(".tif") else None
+    collection = ImageCollection.open(folder, files=files, bands=bands, scale=scale)
+    which = [collection.bands.index(b) for b in bands]
+    parts = []
+    for at in range(0, len(files), 64):
+        images = collection.read(at, min(at + 64, len(files)))[:, which]
+        tokens = encoder.embed(torch.from_numpy(images), bands=bands, gsd=10.0)
+        parts.append(tokens.permute(0, 2, 3, 1).numpy())
+    return np.concatenate(parts)
+
+
+def sample_features(
+    encoder: VisionTransformerEncoder, data: Path, split: Path, *, count: int
+) -> list[np.ndarray]:
+    """Return features of training imagery: collections in chunks of 100, and scenes."""
+    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+    with split.open() as stream:
+        train = [row for row in csv.DictReader(stream) if row["set"] == "train"]
+    rng = np.random.default_rng(0)
+    rgb = [f"{r['label']}/{r['name']}.jpg" for r in train if r["rgb"] == "1"]
+    rgb = [rgb[i] for i in rng.permutation(len(rgb))[:count]]
+    multispectral = [f"{r['label']}/{r['name']}.tif" for r in train if r["multispectral"] == "1"]
+    multispectral = [multispectral[i] for i in rng.permutation(len(multispectral))[: count // 4]]
+    bands = ("blue", "green", "red", "nir08", "swir16", "swir22")
+    collections = [
+        collection_features(encoder, data / "eurosat_rgb", rgb, RGB),
+        collection_features(encoder, data / "eurosat_ms", multispectral, bands),
+    ]
+    pieces = [c[i : i + 100] for c in collections for i in range(0, len(c), 100)]
+    tiling = Tiling()
+    for folder in ("sentinel2_patches", "sentinel2_seasons"):
+        for path in sorted((data / folder).glob("*.tif")):
+            with rasterio.open(path) as dataset:
+                image = dataset.read([2, 3, 4, 9, 11, 12]).astype(np.float32) / 1e4
+            image[:, (image <= 0).any(0)] = np.nan
+            image = image[:, :256, :256]
+            padded = np.pad(image, ((0, 0), *[(tiling.halo, tiling.halo)] * 2), mode="reflect")
+            features = embed_image(encoder, padded, bands=bands, gsd=10.0, tiling=tiling)
+            pieces.append(features.transpose(1, 2, 0))
+    return pieces
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of the pretraining run")
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--out", type=Path, default=Path("nec/weights/nec-tiny"))
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--count", type=int, default=1000, help="EuroSAT RGB images to fit on")
+    args = parser.parse_args()
+
+    config = VisionTransformerConfig()
+    half = {k: v.half() for k, v in load_file(args.run / "encoder.safetensors").items()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    save_file(half, args.out / ENCODER)
+    network = VisionTransformer(config)
+    network.load_state_dict({k: v.float() for k, v in half.items()})
+    encoder = VisionTransformerEncoder(args.out.name, network, precision="bfloat16")
+
+    pieces = sample_features(encoder, args.data, args.split, count=args.count)
+    held_out = pieces[::5]
+    fitted = [p for i, p in enumerate(pieces) if i % 5]
+    basis, fidelity = None, {}
+    for rate, size in RATES.items():
+        compressor = Compressor.fit(fitted, bytes_per_vector=size, basis=basis)
+        basis = compressor.basis
+        compressor.save(args.out / f"{rate}.json")
+        measured = compressor.measure(held_out)
+        fidelity[rate] = measured.to_dict()
+        print(rate, "fit", compressor.fidelity, "held out", measured, flush=True)
+    state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    card = {
+        "name": args.out.name,
+        "encoder": config.to_dict(),
+        "parameters": sum(v.numel() for v in half.values()),
+        "weights_sha256": sha256_of(args.out / ENCODER),
+        "licence": "Apache-2.0",
+        "training": {
+            "command": f"python pipelines/pretrain_encoder.py ../shared/data --steps {state['steps']}",
+            "steps": state["step"],
+            "seed": 0,
+            "data": "EuroSAT RGB and multispectral, the training side of catalogs/eurosat/split.csv "
+            "(MIT, Helber et al. 2019); 14 Sentinel-2 patches of S2-100K (MIT); 8 Sentinel-2 "
+            "images of SSL4EO-S12 v1.1 (CC BY 4.0); Copernicus Sentinel data",
+        },
+        "compressors": {
+            "command": "python pipelines/fit_compressors.py runs/pretrain ../shared/data",
+            "held_out": fidelity,
+        },
+    }
+    (args.out / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
