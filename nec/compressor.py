@@ -86,7 +86,7 @@ class Compressor:
         cosine: float | None = None,
         basis: NDArray[np.float32] | None = None,
         scenes: ArrayLike | None = None,
-        scene_cosine: float | None = None,
+        scene_bytes: float = 20.0,
         block: int = 16,
         gamma: float = 0.125,
         dead_zone: float = 0.18,
@@ -98,7 +98,8 @@ class Compressor:
         sample : array of shape (y, x, feature) or (sample, y, x, feature), or a sequence of them
             Features; NaN is missing. A DataArray may have its dimensions in any order.
         bytes_per_vector : float, optional
-            Size to hit, bytes a valid vector on the sample.
+            Size to hit, bytes a valid vector on the sample; fewer where the finest steps
+            need no more.
         cosine : float, optional
             Mean cosine between decoded and original features to hit on the sample; one of the
             two is needed.
@@ -107,8 +108,8 @@ class Compressor:
         scenes : array of shape (n, feature), optional
             Pooled features that `scene_coding` is fitted to; means of 16 x 16 tokens of the
             sample by default.
-        scene_cosine : float, optional
-            Mean cosine of decoded pooled features; half the tokens' error by default.
+        scene_bytes : float
+            Bytes of a pooled vector, or fewer where the sample needs no more.
         block : {1, 2, 4, 8, 16}
             Edge of a transform block, tokens.
         gamma : float
@@ -149,14 +150,14 @@ class Compressor:
             cosine=cosine,
         )
         pooled = _pool(pieces) if scenes is None else np.asarray(scenes, np.float32)
-        scene_steps = (pooled @ rotation).var(0)
-        scene_steps = np.maximum(scene_steps / scene_steps.max(), 1e-6) ** gamma
+        variance = (pooled @ rotation).var(0)
+        scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
         scene_coding, _ = fit_coding(
             [(pooled @ rotation)[:, :, None, None]],
-            relative_steps=scene_steps.astype(np.float32),
+            relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
             block=1,
             dead_zone=0.0,
-            cosine=scene_cosine or 1 - (1 - measured["cosine_mean"]) / 2,
+            bytes_per_vector=scene_bytes,
         )
         fidelity = Fidelity(vectors=len(features), **measured)
         log.info("fitted: %s", fidelity)

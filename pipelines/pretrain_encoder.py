@@ -2,6 +2,8 @@
 
     python pipelines/pretrain_encoder.py ../shared/data --steps 2600
 
+Another run may go on from its weights (``--init``, ``--first-step``).
+
 Resumes from the run folder's checkpoint; the data of a step depend on its number alone, so a
 resumed run sees what an uninterrupted one would. No image of the EuroSAT test pool
 (``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles, UC Merced images or
@@ -23,7 +25,7 @@ import rasterio
 import torch
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -119,10 +121,12 @@ def batch(imagery: Imagery, step: int, size: int) -> tuple[Tensor, Tensor, torch
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over 100 steps, then a cosine to 1 % of the peak."""
-    if step < 100:
-        return peak * (step + 1) / 100
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - 100) / (steps - 100))))
+    """Linear warm-up over a ninth of the steps, at most 100, then a cosine to 1 % of the peak."""
+    warm_up = min(100, steps // 9)
+    if step < warm_up:
+        return peak * (step + 1) / warm_up
+    turn = math.pi * (step - warm_up) / (steps - warm_up)
+    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(turn)))
 
 
 def plot(log: list[dict[str, float]], out: Path) -> None:
@@ -132,9 +136,11 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     steps = [row["step"] for row in log]
     window = 15
-    for ax, keys in zip(axes, (("pixels", "level", "texture"), ("contrast", "agree")), strict=True):
+    for ax, keys in zip(
+        axes, (("pixels", "level", "texture", "statistics"), ("contrast", "agree")), strict=True
+    ):
         for key in keys:
-            values = np.array([row[key] for row in log])
+            values = np.array([row.get(key, np.nan) for row in log])
             smooth = np.convolve(values, np.ones(window) / window, "valid")
             ax.plot(steps[window - 1 :], smooth, label=key)
         ax.set_xlabel("step")
@@ -146,6 +152,12 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps(log[::every], indent=0) + "\n")
 
 
+def vars_of(args: argparse.Namespace) -> dict[str, str]:
+    """Return the arguments that a model card states."""
+    names = ("steps", "batch", "peak", "init", "statistics_weight", "contrast_weight", "first_step")
+    return {name: str(getattr(args, name)) for name in names}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
@@ -155,6 +167,10 @@ def main() -> None:
     parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--peak", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--init", type=Path, help="weights to begin with (encoder.safetensors)")
+    parser.add_argument("--statistics-weight", type=float, default=1.0)
+    parser.add_argument("--contrast-weight", type=float, default=0.5)
+    parser.add_argument("--first-step", type=int, default=0, help="number of the first batch")
     parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -162,7 +178,13 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     network = VisionTransformer(VisionTransformerConfig())
-    objective = MaskedContrast(network).to(device)
+    if args.init:
+        network.load_state_dict(load_file(args.init))
+    objective = MaskedContrast(
+        network,
+        contrast_weight=args.contrast_weight,
+        statistics_weight=args.statistics_weight,
+    ).to(device)
     decay = [p for p in objective.parameters() if p.ndim > 1]
     plain = [p for p in objective.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -191,13 +213,13 @@ def main() -> None:
     if args.stop_after:
         last = min(last, first + args.stop_after)
     for step in range(first, last):
-        chips, gsd, generator = batch(imagery, step, args.batch)
-        torch.manual_seed(step)
+        chips, gsd, generator = batch(imagery, args.first_step + step, args.batch)
+        torch.manual_seed(args.first_step + step)
         views, scales = zip(
             *(random_view(chips.to(device), gsd.to(device), generator=generator) for _ in "ab"),
             strict=True,
         )
-        present = [0, 1, 2] if step % 3 else list(range(6))
+        present = [0, 1, 2] if (args.first_step + step) % 3 else list(range(6))
         inputs = tuple(random_bands(present, generator=generator) for _ in "ab")
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps, args.peak)
@@ -221,13 +243,18 @@ def main() -> None:
                 "log": log,
             }
             part = checkpoint.with_suffix(".part")
-            torch.save(state, part)
+            torch.save(state | {"arguments": vars_of(args)}, part)
             part.replace(checkpoint)
             weights = {k: v.contiguous() for k, v in network.state_dict().items()}
             save_file(weights, args.run / "encoder.safetensors")
     (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
     if len(log) == args.steps:
-        plot(log, args.plot)
+        # A run that began with another's weights goes on with its curve.
+        before = args.init.parent / "log.jsonl" if args.init else None
+        curve = [row | {"step": row["step"] + args.first_step} for row in log]
+        if before is not None and before.exists():
+            curve = [json.loads(line) for line in before.read_text().splitlines()] + curve
+        plot(curve, args.plot)
 
 
 if __name__ == "__main__":

@@ -86,6 +86,8 @@ def fit_coding(
     if cosine is not None and cosine >= 1:
         raise CompressorError(f"a mean cosine of {cosine:g} is out of reach", "ask for less")
     coding, reached, above = attempt(fine)
+    if above < 0 and cosine is None:
+        return coding, measure(pieces, coding)  # the finest steps stay below the budget
     if above < 0:
         raise CompressorError(
             f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"

@@ -1,4 +1,4 @@
-"""Embed an image of any size chip by chip, with a halo, so that no seam shows."""
+"""Embed an image of any size by overlapping chips that fade into each other."""
 
 from dataclasses import dataclass
 
@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.encoders.protocol import Encoder
+from nec.errors import ModelError
 
 # A token is missing where more than half of its pixels are.
 MOST_MISSING = 0.5
@@ -15,12 +16,15 @@ MOST_MISSING = 0.5
 class Tiling:
     """How an image is cut into chips.
 
+    Chips overlap: each reaches `halo` beyond its core on every side, and features fade from one
+    chip to the next over the overlap, so that no border shows.
+
     Attributes
     ----------
     core : int
-        Edge of the part of a chip whose tokens are kept, pixels.
+        Distance from chip to chip, pixels.
     halo : int
-        Context around it on every side, pixels; its tokens are dropped.
+        What a chip reaches beyond its core on every side, pixels.
     batch : int
         Chips in a forward pass.
     """
@@ -28,6 +32,19 @@ class Tiling:
     core: int = 64
     halo: int = 16
     batch: int = 16
+
+    @property
+    def margin(self) -> int:
+        """Pixels around an image that `embed_image` needs: the chips beside it reach into it."""
+        return self.core + self.halo
+
+    def weights(self, patch: int) -> NDArray[np.float32]:
+        """Return the weight of each token along an edge of a chip, float32."""
+        count, overlap = (self.core + 2 * self.halo) // patch, 2 * self.halo // patch
+        if not overlap:
+            return np.ones(count, np.float32)
+        rise = (np.arange(count) + 0.5) / overlap
+        return np.minimum(1, np.minimum(rise, rise[::-1])).astype(np.float32)
 
 
 def missing_tokens(images: NDArray[np.float32], patch: int) -> NDArray[np.bool_]:
@@ -70,16 +87,16 @@ def embed_image(
     gsd: float,
     tiling: Tiling,
 ) -> NDArray[np.float32]:
-    """Embed an image that comes with its halo.
+    """Embed an image that comes with its margin.
 
-    Chips lie where they lie whatever the image holds, and batches hold the same chips in every
-    run, so that a task gives the same features whenever it is done.
+    A chip sees the same pixels whichever image it is embedded for, so that neighbouring images
+    agree where they meet; batches hold the same chips in every run.
 
     Parameters
     ----------
     encoder : Encoder
-    image : ndarray of shape (band, y + 2 halo, x + 2 halo), float32
-        Reflectance; NaN is missing. y and x are multiples of the patch size.
+    image : ndarray of shape (band, y + 2 margin, x + 2 margin), float32
+        Reflectance; NaN is missing. y and x are multiples of the tiling's core.
     bands : tuple of str
         Common names.
     gsd : float
@@ -90,41 +107,56 @@ def embed_image(
     -------
     ndarray of shape (dim, y / patch, x / patch), float32
         Features; NaN where more than half of a token's pixels are missing.
+
+    Raises
+    ------
+    ModelError
+        If core and halo are no multiples of the patch, or y and x none of the core.
     """
     import torch
 
-    patch, core, halo = encoder.patch_size, tiling.core, tiling.halo
-    height, width = (s - 2 * halo for s in image.shape[1:])
-    out = np.full((encoder.dim, height // patch, width // patch), np.nan, np.float32)
-    inside = slice(halo, -halo or None)
+    patch, core, halo, margin = encoder.patch_size, tiling.core, tiling.halo, tiling.margin
+    height, width = (s - 2 * margin for s in image.shape[1:])
+    if core % patch or halo % patch or height % core or width % core:
+        raise ModelError(
+            f"chips of {core} pixels with a halo of {halo} do not fit {height} x {width} pixels "
+            f"in patches of {patch}",
+            "choose a core that divides the image and is, like the halo, a multiple of the patch",
+        )
+    inside = slice(margin, -margin)
     missing = missing_tokens(image[:, inside, inside], patch)
     if missing.all():
-        return out
-    filled = fill_missing(image)
+        return np.full((encoder.dim, *missing.shape), np.nan, np.float32)
+
+    edge = core + 2 * halo
+    # Corners of chips in the image with its margin; each reaches into the image itself.
+    starts = [range(0, size + 2 * core, core) for size in (height, width)]
     corners = [
         (y, x)
-        for y in range(0, height, core)
-        for x in range(0, width, core)
-        if not missing[y // patch : (y + core) // patch, x // patch : (x + core) // patch].all()
+        for y in starts[0]
+        for x in starts[1]
+        if not np.isnan(image[:, y + halo : y + halo + core, x + halo : x + halo + core])
+        .any(0)
+        .all()
     ]
-    # Chips at the far edges may be smaller: each size makes batches of its own.
-    sizes = {(min(core, height - y), min(core, width - x)) for y, x in corners}
-    for h, w in sorted(sizes):
-        alike = [
-            c for c in corners if (min(core, height - c[0]), min(core, width - c[1])) == (h, w)
-        ]
-        for first in range(0, len(alike), tiling.batch):
-            batch = alike[first : first + tiling.batch]
-            chips = np.stack(
-                [filled[:, y : y + h + 2 * halo, x : x + w + 2 * halo] for y, x in batch]
-            )
-            features = encoder.embed(torch.from_numpy(chips), bands=bands, gsd=gsd)
-            edge = slice(halo // patch, -(halo // patch) or None)
-            kept = features[:, :, edge, edge].cpu().numpy()
-            for (y, x), tokens in zip(batch, kept, strict=True):
-                out[:, y // patch : (y + h) // patch, x // patch : (x + w) // patch] = tokens
-    out[:, missing] = np.nan
-    return out
+    ramp = tiling.weights(patch)
+    weight = ramp[:, None] * ramp
+    # In tokens; a ring of a chip around the image, cut off at the end.
+    ring = margin // patch
+    total = np.zeros((encoder.dim, *(s // patch for s in image.shape[1:])), np.float32)
+    share = np.zeros(total.shape[1:], np.float32)
+    for first in range(0, len(corners), tiling.batch):
+        batch = corners[first : first + tiling.batch]
+        chips = np.stack([fill_missing(image[:, y : y + edge, x : x + edge]) for y, x in batch])
+        features = encoder.embed(torch.from_numpy(chips), bands=bands, gsd=gsd).cpu().numpy()
+        for (y, x), tokens in zip(batch, features, strict=True):
+            at = (slice(y // patch, (y + edge) // patch), slice(x // patch, (x + edge) // patch))
+            total[:, *at] += weight * tokens
+            share[at] += weight
+    share = share[ring:-ring, ring:-ring]
+    out = total[:, ring:-ring, ring:-ring] / np.maximum(share, np.float32(1e-9))
+    out[:, missing | (share == 0)] = np.nan
+    return out.astype(np.float32, copy=False)
 
 
 def neighbour_cosines(

@@ -16,7 +16,7 @@ from nec.heads.labels import is_label
 from nec.heads.maps import class_map, probability_map
 from nec.heads.persistence import load_state, save_state
 from nec.heads.rules import Rows, Rule
-from nec.heads.vectors import Origin
+from nec.heads.vectors import Origin, plain_labels
 
 logger = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ class EmbeddingClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{_count(rows)} vectors and {_count(labels)} labels",
                 "pass one label for each vector",
             )
+        labels = labels if labels is None else plain_labels(labels)
         rows, labels = validate_data(
             self, rows, labels, dtype=FLOATS, ensure_all_finite="allow-nan"
         )

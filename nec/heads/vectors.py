@@ -93,7 +93,13 @@ def sample_labels(array: xr.DataArray, labels: Any) -> NDArray[Any]:
             "the labels' `sample` coordinate is not that of the vectors",
             "bring them into one order: labels.sel(sample=X.sample)",
         )
-    return np.asarray(labels)
+    return plain_labels(labels)
+
+
+def plain_labels(labels: Any) -> NDArray[Any]:
+    """Labels as an array that scikit-learn takes: coordinates of stores are numpy StringDType."""
+    values = np.asarray(labels)
+    return np.array(values.tolist()) if values.dtype.kind == "T" else values
 
 
 def labelled_rows(

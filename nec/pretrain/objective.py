@@ -1,6 +1,6 @@
-"""The pretraining objective: masked autoencoding beside agreement of two views.
+"""The pretraining objective: masked autoencoding, agreement of two views, patch statistics.
 
-Both act through the embedding head, because the head's output is what is shipped.
+All act through the embedding head, because the head's output is what is shipped.
 
 References
 ----------
@@ -48,6 +48,40 @@ def patch_targets(patches: Tensor) -> Tensor:
     return torch.cat(((patches - mean) / contrast, mean, contrast.log()), dim=-1)
 
 
+# Level, its square, log contrast, and log gradient energy in four orientations.
+STATISTICS = 7
+
+
+def patch_statistics(patches: Tensor) -> Tensor:
+    """Return what the embedding of a token shall tell of its patch by a linear map.
+
+    The mean over an image of these is a description of its colour, spread and texture, which
+    pooled embeddings then hold as well.
+
+    Parameters
+    ----------
+    patches : Tensor of shape (n, token, band, pixel)
+        Companded values.
+
+    Returns
+    -------
+    Tensor of shape (n, token, band, STATISTICS)
+    """
+    edge = round(patches.shape[-1] ** 0.5)
+    square = patches.unflatten(-1, (edge, edge))
+    mean = patches.mean(-1)
+    contrast = patches.std(-1) + CONTRAST_FLOOR
+    across = square[..., :, 1:] - square[..., :, :-1]
+    down = square[..., 1:, :] - square[..., :-1, :]
+    falling = square[..., 1:, 1:] - square[..., :-1, :-1]
+    rising = square[..., 1:, :-1] - square[..., :-1, 1:]
+    energy = [
+        (g.square().mean((-2, -1)).sqrt() + CONTRAST_FLOOR).log()
+        for g in (across, down, falling, rising)
+    ]
+    return torch.stack((mean, mean.square() / 2, contrast.log(), *energy), dim=-1)
+
+
 class MaskedContrast(nn.Module):
     """Masked autoencoding and InfoNCE over two augmented views of the same chips.
 
@@ -63,6 +97,9 @@ class MaskedContrast(nn.Module):
         Weight of InfoNCE beside the reconstruction.
     temperature : float
         Of InfoNCE.
+    statistics_weight : float
+        Weight of the linear prediction of each seen token's `patch_statistics` from its
+        embedding; bands that the encoder does not see are predicted too.
     """
 
     def __init__(
@@ -73,6 +110,7 @@ class MaskedContrast(nn.Module):
         predict: float = 0.25,
         contrast_weight: float = 0.2,
         temperature: float = 0.2,
+        statistics_weight: float = 1.0,
         decoder_width: int = 128,
         decoder_depth: int = 1,
     ) -> None:
@@ -80,6 +118,7 @@ class MaskedContrast(nn.Module):
         self.network = network
         self.keep, self.predict = keep, predict
         self.contrast_weight, self.temperature = contrast_weight, temperature
+        self.statistics_weight = statistics_weight
         config = network.config
         self.decoder_heads = decoder_width // 32
         self.into_decoder = nn.Linear(config.dim, decoder_width)
@@ -91,6 +130,7 @@ class MaskedContrast(nn.Module):
         self.predictor = nn.Sequential(
             nn.LayerNorm(decoder_width), nn.Linear(decoder_width, outputs)
         )
+        self.describe = nn.Linear(config.dim, len(config.bands) * STATISTICS)
         self.projector = nn.Sequential(
             nn.Linear(config.dim, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128)
         )
@@ -128,6 +168,7 @@ class MaskedContrast(nn.Module):
             "pixels": pixels[0],
             "level": pixels[1],
             "texture": pixels[2],
+            "statistics": pixels[3],
             "contrast": contrast,
             "agree": agree,
         }
@@ -163,5 +204,15 @@ class MaskedContrast(nn.Module):
             )
         )
         error = (predicted - target).square()
-        parts = torch.stack((error[..., :-2].mean(), error[..., -2].mean(), error[..., -1].mean()))
+        described = self.describe(embedding).view(n, kept, -1, STATISTICS)[:, :, present].float()
+        own = patches.gather(2, seen[:, None, :, None].expand(-1, len(present), -1, p * p))
+        misfit = described - patch_statistics(own.permute(0, 2, 1, 3))
+        parts = torch.stack(
+            (
+                error[..., :-2].mean(),
+                error[..., -2].mean(),
+                error[..., -1].mean(),
+                self.statistics_weight * misfit.square().mean(),
+            )
+        )
         return embedding, parts

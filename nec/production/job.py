@@ -43,11 +43,10 @@ def scene_job(scene: Scene, model: Model, rate: str | float, tiling: Tiling) -> 
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
     encoder, compressor = model.encoder, model.compressor(rate)
     patch = encoder.patch_size
-    if tiling.core % patch or tiling.halo % patch:
+    if (CELL * patch) % tiling.core:
         raise ModelError(
-            f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not fit patches of "
-            f"{patch}",
-            "choose multiples",
+            f"chips of {tiling.core} pixels do not fill cells of {CELL * patch}",
+            "choose a core that divides it",
         )
     bands = _usable_bands(scene.name, scene.bands, model)
     scene = scene.select(bands)
@@ -67,7 +66,7 @@ def scene_job(scene: Scene, model: Model, rate: str | float, tiling: Tiling) -> 
         attributes["substituted"] = {"nir08": "nir"}
 
     def features(task: Task) -> NDArray[np.float32]:
-        image = scene.read(*grid.pixel_window(task, tiling.halo))
+        image = scene.read(*grid.pixel_window(task, tiling.margin))
         return embed_image(encoder, image, bands=bands, gsd=scene.gsd, tiling=tiling)
 
     return Job(
@@ -142,7 +141,12 @@ def collection_job(collection: ImageCollection, model: Model, rate: str | float)
         compressor=compressor,
         attributes={"nec": attributes},
         fingerprint=attributes
-        | {"source_digest": collection.digest(), "compressor": compressor.digest, "batch": batch},
+        | {
+            "source_digest": collection.digest(),
+            "coordinates": {k: v.tolist() for k, v in collection.coordinates.items()},
+            "compressor": compressor.digest,
+            "batch": batch,
+        },
         features=features,
         pooled=pooled,
     )

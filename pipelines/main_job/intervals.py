@@ -1,0 +1,92 @@
+"""Intervals: accuracies of many rows, bootstrapped over test units, paired between rows."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+DRAWS = 2000
+# "No worse" means: the lower bound of the paired difference lies above minus this.
+MARGIN = 0.01
+
+
+def confusions(
+    truth: NDArray[np.intp], found: NDArray[np.intp], units: NDArray[np.intp], shape: tuple
+) -> NDArray[np.float32]:
+    """Count (unit, true class, found class) of shape (units, classes, classes)."""
+    count, classes = shape
+    flat = (units * classes + truth) * classes + found
+    counts = np.bincount(flat, minlength=count * classes * classes)
+    return counts.reshape(count, classes, classes).astype(np.float32)
+
+
+def accuracy(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Share of right labels of confusions (..., class, class)."""
+    return np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+
+
+def mean_iou(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Intersection over union, the mean over the classes that the truth holds."""
+    hit = np.diagonal(matrix, axis1=-2, axis2=-1)
+    true, found = matrix.sum(-1), matrix.sum(-2)
+    union = np.maximum(true + found - hit, 1e-9)
+    return _mean(hit / union, true > 0)
+
+
+def balanced_accuracy(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Recall, the mean over the classes that the truth holds."""
+    hit, true = np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1)
+    return _mean(hit / np.maximum(true, 1e-9), true > 0)
+
+
+def _mean(values: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.floating]:
+    return np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+
+
+METRICS = {"accuracy": accuracy, "mean_iou": mean_iou, "balanced_accuracy": balanced_accuracy}
+
+
+def estimates(
+    counts: Mapping[str, NDArray[np.float32]],
+    *,
+    reference: str,
+    metrics: tuple[str, ...],
+    seed: int,
+) -> dict[str, dict[str, Any]]:
+    """Give each row its metrics with 95 % intervals, and its difference to the reference.
+
+    Parameters
+    ----------
+    counts : mapping of str to ndarray of shape (unit, class, class)
+        Confusions by row; the units are those of every row, in one order.
+    reference : str
+        The row that others are compared with, on the same resamples of units.
+    metrics : tuple of str
+        Keys of `METRICS`.
+    seed : int
+        Of the resamples.
+    """
+    units = len(counts[reference])
+    rng = np.random.default_rng(seed)
+    weights = rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float32)
+    values: dict[str, dict[str, tuple[float, NDArray[np.floating]]]] = {}
+    for row, matrix in counts.items():
+        drawn = (weights @ matrix.reshape(units, -1)).reshape(DRAWS, *matrix.shape[1:])
+        values[row] = {m: (float(METRICS[m](matrix.sum(0))), METRICS[m](drawn)) for m in metrics}
+    out: dict[str, dict[str, Any]] = {}
+    for row, of_row in values.items():
+        out[row] = {} if row == reference else {"reference": reference}
+        for metric, (value, drawn) in of_row.items():
+            entry = _interval(value, drawn)
+            if row != reference:
+                base, base_drawn = values[reference][metric]
+                entry["difference"] = _interval(value - base, drawn - base_drawn)
+                entry["no_worse"] = entry["difference"]["low"] > -MARGIN
+            out[row][metric] = entry
+    return out
+
+
+def _interval(value: float, drawn: NDArray[np.floating]) -> dict[str, Any]:
+    low, high = np.nanquantile(drawn, (0.025, 0.975))
+    return {"value": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}

@@ -1,0 +1,97 @@
+"""The built-in encoder: any of its bands, any size, no seams, and it learns."""
+
+import numpy as np
+import pytest
+import torch
+
+import nec
+from nec.encoders import Encoder
+from nec.encoders.tiling import Tiling, embed_image, missing_tokens
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
+from nec.errors import ModelError
+from nec.pretrain.augmentation import random_bands, random_view
+from nec.pretrain.objective import MaskedContrast
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    return nec.load_model("nec-tiny", precision="float32").encoder
+
+
+def test_any_subset_of_bands_and_any_multiple_of_the_patch(encoder: Encoder) -> None:
+    assert isinstance(encoder, Encoder)
+    chips = torch.rand(2, 6, 24, 40) * 0.3
+    for bands in (("red",), ("red", "green", "blue"), encoder.bands):
+        tokens = encoder.embed(chips[:, : len(bands)], bands=bands, gsd=10.0)
+        assert tokens.shape == (2, 64, 6, 10)
+        assert torch.isfinite(tokens).all()
+    order = encoder.embed(chips[:, :2], bands=("red", "blue"), gsd=10.0)
+    swapped = encoder.embed(chips[:, [1, 0]], bands=("blue", "red"), gsd=10.0)
+    assert torch.allclose(order, swapped, atol=1e-4)
+    nir = encoder.embed(chips[:, :1], bands=("nir",), gsd=10.0)
+    assert torch.equal(nir, encoder.embed(chips[:, :1], bands=("nir08",), gsd=10.0))
+
+
+@pytest.mark.parametrize(
+    ("bands", "shape", "message"),
+    [
+        (("thermal",), (1, 1, 8, 8), "not among"),
+        (("nir", "nir08"), (1, 2, 8, 8), "twice"),
+        (("red",), (1, 2, 8, 8), "1 bands"),
+        (("red",), (1, 1, 9, 8), "4-pixel patches"),
+        ((), (1, 0, 8, 8), "not among"),
+    ],
+)
+def test_what_it_cannot_take(
+    encoder: Encoder, bands: tuple[str, ...], shape: tuple[int, ...], message: str
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        encoder.embed(torch.zeros(shape), bands=bands, gsd=10.0)
+
+
+def test_a_token_is_missing_where_more_than_half_of_it_is() -> None:
+    image = np.zeros((2, 8, 8), np.float32)
+    image[0, :2, :4] = np.nan  # half of the first token
+    image[1, 4:7, 4:] = np.nan  # three quarters of the last
+    assert missing_tokens(image, 4).tolist() == [[False, False], [False, True]]
+
+
+def test_tiling_covers_the_image_once_and_keeps_holes(encoder: Encoder) -> None:
+    rng = np.random.default_rng(0)
+    tiling = Tiling(core=16, halo=8, batch=2)
+    image = rng.random((3, 80 + 48, 48 + 48), np.float32) * 0.3
+    image[:, 24:40, 24:40] = np.nan
+    bands = ("blue", "green", "red")
+    features = embed_image(encoder, image, bands=bands, gsd=10.0, tiling=tiling)
+    assert features.shape == (64, 20, 12)
+    assert np.isnan(features[:, :4, :4]).all()
+    assert np.isfinite(features[:, 4:]).all()
+    # A neighbouring image agrees where the two meet: here, the lower half alone.
+    lower = embed_image(encoder, image[:, 48:], bands=bands, gsd=10.0, tiling=tiling)
+    assert np.allclose(features[:, 12:], lower, atol=1e-4)
+    with pytest.raises(ModelError, match="do not fit"):
+        embed_image(encoder, image[:, :-4], bands=bands, gsd=10.0, tiling=tiling)
+
+
+def test_a_few_steps_of_pretraining_bring_the_loss_down() -> None:
+    torch.manual_seed(0)
+    config = VisionTransformerConfig(width=48, depth=2, heads=2, dim=16)
+    objective = MaskedContrast(VisionTransformer(config), decoder_width=32)
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    ramp = torch.linspace(0, 1, 32)
+    chips = torch.rand(8, 6, 1, 1) * 0.3 + 0.1 * ramp[:, None] * torch.rand(8, 6, 1, 32)
+    chips[:, 3:] = torch.nan
+    losses = []
+    for _ in range(30):
+        views, gsd = zip(
+            *(random_view(chips, torch.full((8,), 10.0), generator=generator) for _ in "ab"),
+            strict=True,
+        )
+        bands = tuple(random_bands([0, 1, 2], generator=generator) for _ in "ab")
+        parts = objective(views, bands, torch.stack(gsd))
+        optimizer.zero_grad()
+        parts["loss"].backward()
+        optimizer.step()
+        losses.append(parts["loss"].item())
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
