@@ -89,7 +89,7 @@ class Compressor:
         scene_bytes: float = 20.0,
         block: int = 16,
         gamma: float = 0.125,
-        dead_zone: float = 0.18,
+        lagrangian: float = 0.12,
     ) -> "Compressor":
         """Fit a compressor to a sample of features, at a size or at a fidelity.
 
@@ -115,8 +115,9 @@ class Compressor:
         gamma : float
             Steps are proportional to variance ** gamma: 0 serves the mean squared error,
             1/8 gave the best accuracy of heads at equal bytes.
-        dead_zone : float
-            Taken from the rounding threshold 0.5 of oscillating coefficients.
+        lagrangian : float
+            Squared error, in steps, that the encoder takes for a bit saved; 0 rounds to the
+            nearest.
 
         Raises
         ------
@@ -145,7 +146,7 @@ class Compressor:
             rotated,
             relative_steps=steps.astype(np.float32),
             block=block,
-            dead_zone=dead_zone,
+            lagrangian=lagrangian,
             bytes_per_vector=bytes_per_vector,
             cosine=cosine,
         )
@@ -156,7 +157,7 @@ class Compressor:
             [(pooled @ rotation)[:, :, None, None]],
             relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
             block=1,
-            dead_zone=0.0,
+            lagrangian=0.0,
             bytes_per_vector=scene_bytes,
         )
         fidelity = Fidelity(vectors=len(features), **measured)

@@ -336,3 +336,13 @@ def test_what_cannot_be_mapped_says_why():
         head.predict(scene().to_dataset())
     with pytest.raises(HeadError, match="no `band`"):
         head.predict(scene().rename(band="feature"))
+
+
+def test_labels_straight_from_a_store():
+    rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    rows[6:] += 4
+    names = np.array(["forest"] * 6 + ["river"] * 6, dtype=np.dtypes.StringDType())
+    vectors = xr.DataArray(rows, dims=("sample", "band"), coords={"label": ("sample", names)})
+    head = SceneClassifier().fit(vectors, vectors.label)
+    assert head.score(vectors, vectors.label) == 1
+    assert list(head.classes_) == ["forest", "river"]

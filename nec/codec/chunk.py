@@ -2,6 +2,7 @@
 
 import struct
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -66,12 +67,11 @@ def _transform(
 def _quantise(
     coefficients: NDArray[np.float32],
     steps: NDArray[np.float32],
-    dead_zone: float,
     coded: NDArray[np.bool_],
     verbatim: NDArray[np.bool_],
     symbols: NDArray[np.int32],
 ) -> None:
-    """Quantise coded blocks; those out of range move from `coded` to `verbatim`."""
+    """Round coded blocks to steps; those out of range move from `coded` to `verbatim`."""
     samples, rows, columns, bands, size = coefficients.shape
     for s in range(samples):
         for y in range(rows):
@@ -82,7 +82,7 @@ def _quantise(
                     step = np.float64(steps[b])
                     for p in range(size):
                         c = coefficients[s, y, x, b, p] / step
-                        magnitude = np.floor(abs(c) + (0.5 if p == 0 else 0.5 - dead_zone))
+                        magnitude = np.floor(abs(c) + 0.5)
                         if not magnitude < LARGEST:
                             coded[s, y, x] = False
                             break
@@ -170,12 +170,48 @@ class Transformed:
         )
         _transform(values, self.valid, cosine_matrix(block), self.coefficients)
 
-    def quantise(self, steps: NDArray[np.float32], dead_zone: float) -> "Quantised":
-        """Return the integer coefficients at these steps."""
+    def quantise(self, steps: NDArray[np.float32]) -> "Quantised":
+        """Round to the nearest step."""
         symbols = np.zeros(self.coefficients.shape, np.int32)
         coded, verbatim = self.occupied.copy(), np.zeros_like(self.occupied)
-        _quantise(self.coefficients, steps, dead_zone, coded, verbatim, symbols)
+        _quantise(self.coefficients, steps, coded, verbatim, symbols)
         return Quantised(self.valid, symbols, coded, verbatim)
+
+    def decide(
+        self, coding: Coding, parameters: Parameters, cost: NDArray[np.float32], scan: Geometry
+    ) -> "Decided":
+        """Quantise by rate and distortion, and list the events that code it.
+
+        Parameters
+        ----------
+        coding : Coding
+            Steps, offsets and the worth of a bit.
+        parameters : Parameters
+            Of the contexts.
+        cost : ndarray of shape (context, symbol), float32
+            Bits of every symbol; zeros where they are not known yet.
+        scan : Geometry
+        """
+        steps = np.array(coding.steps, np.float32)
+        quantised = self.quantise(steps)
+        most = most_events(quantised.symbols, len(scan.edges) - 1)
+        table, value = np.empty(most, np.int32), np.empty(most, np.int32)
+        count = encode_traversal(
+            self.coefficients,
+            steps,
+            coding.lagrangian,
+            np.array(coding.offsets, np.int64),
+            cost,
+            quantised.symbols,
+            quantised.coded,
+            scan.order,
+            scan.edges,
+            scan.ring,
+            *parameters,
+            table,
+            value,
+        )
+        return Decided(quantised, table[:count], value[:count])
 
 
 @dataclass(frozen=True)
@@ -196,27 +232,6 @@ class Quantised:
     symbols: NDArray[np.int32]
     coded: NDArray[np.bool_]
     verbatim: NDArray[np.bool_]
-
-    def events(
-        self, parameters: Parameters, scan: Geometry
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the events (table, value) that code the symbols under these contexts."""
-        most = most_events(self.symbols, len(scan.edges) - 1)
-        table, value = np.empty(most, np.int32), np.empty(most, np.int32)
-        count = encode_traversal(
-            self.symbols,
-            self.coded,
-            scan.order,
-            scan.edges,
-            scan.ring,
-            *parameters,
-            np.empty((0, 0), np.uint32),
-            table,
-            value,
-            np.empty(0, np.uint32),
-            np.zeros(self.symbols.shape[:4], np.uint8),
-        )
-        return table[:count], value[:count]
 
     def reconstruct(
         self,
@@ -242,6 +257,14 @@ class Quantised:
             self.valid,
             out,
         )
+
+
+class Decided(NamedTuple):
+    """A chunk as decided, and the events (table, value) that code it."""
+
+    quantised: Quantised
+    table: NDArray[np.int32]
+    value: NDArray[np.int32]
 
 
 def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
@@ -270,7 +293,8 @@ def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
         )
     values = np.ascontiguousarray(values, np.float32)
     transformed = Transformed(values, coding.block)
-    quantised = transformed.quantise(np.array(coding.steps, np.float32), coding.dead_zone)
+    scan = geometry(coding.block)
+    quantised, table, value = transformed.decide(coding, coding.parameters, coding.cost, scan)
     flags, parts = 0, []
     if not quantised.valid.all():
         flags |= _HAS_MASK
@@ -287,7 +311,6 @@ def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
             .tobytes()
             for i in index
         ]
-    table, value = quantised.events(coding.parameters, geometry(coding.block))
     words = encode_events(table, value, coding.cumulative)
     header = _HEADER.pack(FORMAT_VERSION, flags, coding.digest)
     return b"".join([header, *parts, words.astype("<u4").tobytes()])
@@ -389,21 +412,18 @@ def decode_chunk(
     scan = geometry(coding.block)
     symbols = np.zeros((*coded.shape, bands, coding.block**2), np.int32)
     extent = np.zeros(symbols.shape[:4], np.uint8)
-    nothing = np.empty(0, np.int32)
-    status = decode_traversal(
-        symbols,
+    intact = decode_traversal(
+        words,
         coded,
         scan.order,
         scan.edges,
         scan.ring,
         *coding.parameters,
         coding.cumulative,
-        nothing,
-        nothing,
-        words,
+        symbols,
         extent,
     )
-    if status < 0:
+    if not intact:
         raise ChunkError("the chunk's stream does not decode", "fetch it again")
     Quantised(valid, symbols, coded, ~coded).reconstruct(
         np.array(coding.steps, np.float32), coding.offsets, out, extent

@@ -37,8 +37,8 @@ class Coding:
     offsets : tuple of 4 int
         Taken from the magnitude of an oscillating coefficient of magnitude 0, 1, 2 and above
         on reconstruction, in sixteenths of a step.
-    dead_zone : float
-        What the encoder takes from the rounding threshold 0.5; of no concern to a decoder.
+    lagrangian : float
+        Squared error, in steps, that the encoder takes for a bit; of no concern to a decoder.
     scale, activity, mean, weight : str
         `nec.codec.model.Parameters`, packed.
     flags : str
@@ -54,7 +54,7 @@ class Coding:
     block: int
     steps: tuple[float, ...]
     offsets: tuple[int, int, int, int]
-    dead_zone: float
+    lagrangian: float
     scale: str = field(repr=False)
     activity: str = field(repr=False)
     mean: str = field(repr=False)
@@ -130,6 +130,12 @@ class Coding:
         cumulative[:FLAG_CONTEXTS, 1] = flags
         cumulative[FLAG_CONTEXTS:] = tables[table_of]
         return cumulative
+
+    @cached_property
+    def cost(self) -> NDArray[np.float32]:
+        """Bits of every symbol in every context, shape (context, symbol); for the encoder."""
+        frequency = np.diff(self.cumulative.astype(np.float32), axis=1)
+        return (-np.log2(np.maximum(frequency, 1) / TOTAL)).astype(np.float32)
 
     @cached_property
     def digest(self) -> bytes:

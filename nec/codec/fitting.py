@@ -1,6 +1,7 @@
 """Fit a `Coding` to embeddings: context parameters, tables, steps for a size or a fidelity."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,8 @@ from nec.errors import CompressorError
 PRIOR_WEIGHT = 24.0
 # A target counts as hit at half a per cent, of the bytes or of the distance to cosine 1.
 TOLERANCE = 0.005
+# Rounds of deciding coefficients and fitting tables to them.
+ROUNDS = 3
 
 
 def fit_coding(
@@ -34,7 +37,7 @@ def fit_coding(
     *,
     relative_steps: NDArray[np.float32],
     block: int,
-    dead_zone: float,
+    lagrangian: float,
     bytes_per_vector: float | None = None,
     cosine: float | None = None,
 ) -> tuple[Coding, dict[str, float]]:
@@ -48,7 +51,8 @@ def fit_coding(
         Steps up to a common factor.
     block : int
         Edge of a transform block.
-    dead_zone : float
+    lagrangian : float
+        Squared error, in steps, that a bit is worth.
     bytes_per_vector, cosine : float, optional
         The target: one of the two.
 
@@ -75,7 +79,7 @@ def fit_coding(
         Both are monotonic and nearly straight lines in the log of the step.
         """
         steps = (relative_steps * np.float32(2.0**log_step)).astype(np.float32)
-        coding = fit_tables(chunks, steps, dead_zone, scan)
+        coding = fit_tables(chunks, steps, lagrangian, scan)
         if cosine is None:
             reached = sum(len(encode_chunk(p, coding)) for p in pieces) / vectors
             return coding, reached, float(np.log(reached / target))
@@ -123,31 +127,50 @@ def measure(pieces: Sequence[NDArray[np.float32]], coding: Coding) -> dict[str, 
 
 
 def fit_tables(
-    chunks: Sequence[Transformed], steps: NDArray[np.float32], dead_zone: float, scan: Geometry
+    chunks: Sequence[Transformed], steps: NDArray[np.float32], lagrangian: float, scan: Geometry
 ) -> Coding:
-    """Fit context parameters, offsets and tables at given steps."""
-    quantised = [c.quantise(steps, dead_zone) for c in chunks]
-    parameters = fit_parameters(quantised, scan)
-    counts = np.zeros((FLAG_CONTEXTS + SCALES * NEIGHBOURHOODS, MAGNITUDES))
-    for q in quantised:
-        table, value = q.events(parameters, scan)
-        real = table >= 0
-        flat = table[real].astype(np.int64) * MAGNITUDES + value[real]
-        counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
-    flags, table_of, tables = fit_frequencies(counts)
-    return Coding(
-        block=scan.block,
-        steps=tuple(float(s) for s in steps),
-        offsets=fit_offsets(chunks, quantised, steps),
-        dead_zone=dead_zone,
-        scale=pack(parameters.scale),
-        activity=pack(parameters.activity),
-        mean=pack(parameters.mean),
-        weight=pack(parameters.weight),
-        flags=pack(flags),
-        table_of=pack(table_of),
-        tables=pack(tables),
-    )
+    """Fit context parameters, offsets and tables at given steps.
+
+    What the encoder decides hangs on the tables, and they on what it decides: a few rounds.
+    """
+    quantised = [c.quantise(steps) for c in chunks]
+    contexts = FLAG_CONTEXTS + SCALES * NEIGHBOURHOODS
+    cost = np.zeros((contexts, MAGNITUDES), np.float32)
+    coding: Coding | None = None
+    for pass_ in range(ROUNDS if lagrangian else 1):
+        parameters = fit_parameters(quantised, scan)
+        # The first round knows no costs: it rounds to the nearest.
+        draft = Coding(
+            block=scan.block,
+            steps=tuple(float(s) for s in steps),
+            offsets=fit_offsets(chunks, quantised, steps),
+            lagrangian=lagrangian if pass_ else 0.0,
+            scale=pack(parameters.scale),
+            activity=pack(parameters.activity),
+            mean=pack(parameters.mean),
+            weight=pack(parameters.weight),
+            flags="",
+            table_of="",
+            tables="",
+        )
+        counts = np.zeros((contexts, MAGNITUDES))
+        decided = [c.decide(draft, parameters, cost, scan) for c in chunks]
+        for _, table, value in decided:
+            real = table >= 0
+            flat = table[real].astype(np.int64) * MAGNITUDES + value[real]
+            counts += np.bincount(flat, minlength=counts.size).reshape(counts.shape)
+        quantised = [d.quantised for d in decided]
+        flags, table_of, tables = fit_frequencies(counts)
+        coding = replace(
+            draft,
+            lagrangian=lagrangian,
+            flags=pack(flags),
+            table_of=pack(table_of),
+            tables=pack(tables),
+        )
+        cost = coding.cost
+    assert coding is not None
+    return coding
 
 
 def fit_parameters(quantised: Sequence[Quantised], scan: Geometry) -> Parameters:
@@ -270,7 +293,8 @@ def _cosines(
     steps = np.array(coding.steps, np.float32)
     cosines = []
     for piece, chunk in zip(pieces, chunks, strict=True):
-        quantised = chunk.quantise(steps, coding.dead_zone)
+        scan = geometry(coding.block)
+        quantised = chunk.decide(coding, coding.parameters, coding.cost, scan).quantised
         decoded = np.empty_like(piece)
         quantised.reconstruct(steps, coding.offsets, decoded)
         a = np.moveaxis(piece, 1, -1)[chunk.valid].astype(np.float64)
