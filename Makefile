@@ -1,6 +1,7 @@
 # Two commands on a fresh machine: `make demo` and `make test`; both set up what they need.
 VENV ?= .venv
 PYTHON ?= python3
+PIP_FLAGS ?=
 BIN := $(VENV)/bin
 # A scene to encode: one that is given, else a real one from beside the checkout, else a rendered one.
 SCENE ?= $(firstword $(wildcard ../shared/data/scenes/sentinel2_alberta.tif))
@@ -9,11 +10,12 @@ SCENE ?= $(firstword $(wildcard ../shared/data/scenes/sentinel2_alberta.tif))
 
 setup: $(VENV)/.done
 
-# torch's CPU build is asked for by version first: a plain "torch" would pull gigabytes of CUDA.
+# torch comes first and by the version of constraints.txt. To spare a machine without a GPU the
+# gigabytes of CUDA, say where its CPU build lies: make test PIP_FLAGS="--extra-index-url ..."
 $(VENV)/.done: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS) torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS) --editable ".[dev]"
 	touch $@
 
 demo: setup

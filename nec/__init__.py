@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from nec import accessor as _accessor  # noqa: F401 - registers ds.nec
-from nec.errors import NecError
+from nec.errors import MissingLibraryError, NecError
 
 if TYPE_CHECKING:
     from nec.archive import open_store as open  # noqa: A004
@@ -51,8 +51,12 @@ _ORIGINAL = {"open": "open_store"}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
+    rooms = ("heads", "codec", "archive", "scene", "encoders", "errors", "production")
+    if name not in _HOMES and name not in rooms:
+        raise AttributeError(f"module 'nec' has no attribute {name!r}")
+    try:
+        if name in rooms:
+            return import_module(f"nec.{name}")
         return getattr(import_module(_HOMES[name]), _ORIGINAL.get(name, name))
-    if name in ("heads", "codec", "archive", "scene", "encoders", "errors"):
-        return import_module(f"nec.{name}")
-    raise AttributeError(f"module 'nec' has no attribute {name!r}")
+    except ModuleNotFoundError as error:
+        raise (MissingLibraryError.of(error) or error) from error

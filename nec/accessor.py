@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from nec.errors import StoreError
+from nec.errors import MissingLibraryError, StoreError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,10 +74,15 @@ class NecAccessor:
             With dimension `feature` in place of `band`; NaN where missing.
         """
         embedding = self._dataset[variable]
-        basis = xr.DataArray(self.basis, dims=("band", "feature"))
+        # A subset of bands rotates with its own rows of the basis.
+        rows = self.basis[embedding["band"].to_numpy()]
+        basis = xr.DataArray(rows, dims=("band", "feature"))
         rotated = xr.dot(embedding.drop_vars("band"), basis, dim="band").astype(np.float32)
         order = ["feature" if d == "band" else str(d) for d in embedding.dims]
-        features: xr.DataArray = rotated.transpose(*order).assign_attrs(embedding.attrs)
+        # They are in no basis any more: a head that was fitted on embeddings must not take them.
+        kept = {k: v for k, v in embedding.attrs.items() if k != "nec_basis"}
+        features: xr.DataArray = rotated.transpose(*order)
+        features.attrs = kept
         return features
 
     def quicklook(
@@ -106,9 +111,11 @@ class NecAccessor:
             quantile.
         """
         rgba, extent = self._picture(components, step)
-        if path is not None:
+        try:
             from matplotlib.image import imsave
-
+        except ModuleNotFoundError as error:
+            raise (MissingLibraryError.of(error) or error) from error
+        if path is not None:
             imsave(path, rgba)
             return Path(path)
         import matplotlib.pyplot as plt

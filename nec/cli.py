@@ -5,15 +5,17 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from nec.errors import HeadError, NecError
+from nec.demo import size_text
+from nec.errors import HeadError, MissingLibraryError, NecError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +28,7 @@ app = typer.Typer(
     help="Neural embedding compression for Earth observation.\n\n"
     "Encode scenes to small stores of embeddings that plain xarray opens; train heads on them.",
 )
-console = Console()
+console = Console(highlight=False, soft_wrap=True)
 Store = Annotated[str, typer.Argument(help="Store of embeddings: a folder or an http(s) URL.")]
 
 
@@ -57,15 +59,6 @@ def _progress(title: str) -> Iterator[Any]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def size_text(size: float) -> str:
-    """Return a number of bytes for people."""
-    for unit in ("B", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
 def _parse_bands(text: str | None) -> Any:
     """Read "blue,green" or "blue=1,green=2" as `nec.encode` takes it."""
     if not text:
@@ -80,7 +73,7 @@ def _parse_bands(text: str | None) -> Any:
 @app.command()
 def encode(
     source: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             help="A scene (one raster, its band files, or their folder), or a folder of images."
         ),
@@ -98,6 +91,9 @@ def encode(
     mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where missing.")] = None,
     time: Annotated[str | None, typer.Option(help="Time of acquisition, ISO 8601.")] = None,
     crs: Annotated[str | None, typer.Option(help="CRS of a scene that has none.")] = None,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres a pixel, for images without a place.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; all cores by default.")] = None,
 ) -> None:
     """Encode a scene, or a folder of images, to a compressed store.
@@ -124,12 +120,13 @@ def encode(
             mask=mask,
             time=time,
             crs=crs,
+            gsd=gsd,
             workers=workers,
             progress=progress,
         )
     payload = sum(report.payload_bytes.values())
     console.print(
-        f"[bold]{store}[/bold]: {report.vectors:,} vectors in {size_text(payload)} "
+        f"[bold]{escape(str(store))}[/bold]: {report.vectors:,} vectors in {size_text(payload)} "
         f"({payload / max(report.vectors, 1):.3f} B a vector), cosine {report.cosine_mean:.4f}"
     )
     console.print(
@@ -138,10 +135,10 @@ def encode(
     )
     if report.failed:
         for task, reason in report.failures.items():
-            console.print(f"[red]shard {task}[/red]: {reason}")
+            console.print(f"[red]shard {task}[/red]: {escape(reason)}")
         console.print("run the same command again to retry them")
         raise typer.Exit(1)
-    if not report.vectors:
+    if not report.vectors and not report.failed:
         console.print("[yellow]the source holds no valid pixel: the store is all missing[/yellow]")
 
 
@@ -160,7 +157,7 @@ def info(
 
     dataset = open_store(store)
     own = dataset.nec.info
-    table = Table(title=str(store), show_header=False)
+    table = Table(title=escape(str(store)), show_header=False)
     for name, array in dataset.data_vars.items():
         sizes = ", ".join(f"{d} {n}" for d, n in array.sizes.items())
         table.add_row(f"[bold]{name}[/bold]", f"{array.dtype} ({sizes})")
@@ -173,6 +170,9 @@ def info(
         "CRS": dataset.spatial_ref.attrs.get("crs_wkt", "")[:60]
         if "spatial_ref" in dataset.coords
         else None,
+        "shards": ", ".join(f"{n} {k}" for k, n in own["tasks"].items())
+        if "tasks" in own
+        else "unfinished: run nec encode again",
         "valid vectors": f"{own['vectors']:,}" if "vectors" in own else None,
         "bytes a vector": own.get("bytes_per_vector"),
         "payload": ", ".join(f"{k} {size_text(v)}" for k, v in own["payload_bytes"].items())
@@ -186,10 +186,10 @@ def info(
     }
     for key, value in rows.items():
         if value not in (None, ""):
-            table.add_row(key, str(value))
+            table.add_row(key, escape(str(value)))
     console.print(table)
     if quicklook is not None:
-        console.print(f"quicklook: {dataset.nec.quicklook(quicklook)}")
+        console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
 
 
 @app.command()
@@ -227,6 +227,8 @@ def train(
     dataset = open_store(store)
     if sum(option is not None for option in (labels, points, label)) != 1:
         raise HeadError("the classes come from one place", "give --labels, --points or --label")
+    if labels is not None and method != "linear":
+        raise HeadError(f"--labels takes no --method {method}", "leave it out")
     if labels is not None:
         segmenter = Segmenter(ignore_index=ignore)
         truth = _read_labels(labels)
@@ -234,7 +236,7 @@ def train(
         segmenter.save(head)
         score = segmenter.score(_undated(dataset["embedding"]), truth)
         console.print(
-            f"[bold]{head}[/bold]: {len(segmenter.classes_)} classes, "
+            f"[bold]{escape(str(head))}[/bold]: {len(segmenter.classes_)} classes, "
             f"accuracy on its own training data {score:.3f}"
         )
         return
@@ -246,19 +248,32 @@ def train(
 
         if column is None:
             raise HeadError("--points needs --column", "name the column with the classes")
-        table = sample(dataset, geopandas.read_file(points))
+        try:
+            places = geopandas.read_file(points)
+        except Exception as error:  # drivers' errors have no common parent
+            raise HeadError(
+                f"{points} cannot be read as a vector file ({error})", "give a GeoPackage"
+            ) from error
+        table = sample(dataset, places)
         if column not in table:
             raise HeadError(f"{points} has no column {column!r}", f"has: {list(table.columns)}")
         classifier.fit(table.filter(regex=r"^band_\d+$"), table[column].to_numpy())
         console.print(
-            f"[bold]{head}[/bold]: {len(table)} points, {len(classifier.classes_)} classes"
+            f"[bold]{escape(str(head))}[/bold]: {len(table)} points, "
+            f"{len(classifier.classes_)} classes"
         )
     else:
-        vectors, classes = dataset["scene_embedding"].load(), dataset[str(label)].to_numpy()
+        if label not in dataset.coords or dataset[label].dims != ("sample",):
+            raise HeadError(
+                f"{store} has no coordinate {label!r} of its samples",
+                f"coordinates: {', '.join(map(str, dataset.coords))}; for a scene give --labels",
+            )
+        vectors, classes = dataset["scene_embedding"].load(), dataset[label].to_numpy()
         chosen = _chosen(dataset, where)
         classifier.fit(vectors[chosen], classes[chosen])
         console.print(
-            f"[bold]{head}[/bold]: {int(chosen.sum())} images, {len(classifier.classes_)} classes"
+            f"[bold]{escape(str(head))}[/bold]: {int(chosen.sum())} images, "
+            f"{len(classifier.classes_)} classes"
         )
         if not chosen.all():
             score = classifier.score(vectors[~chosen], classes[~chosen])
@@ -292,6 +307,8 @@ def _read_labels(path: Path) -> "xr.DataArray":
         opened = rioxarray.open_rasterio(path)
     except Exception as error:  # rasterio's errors have no common parent
         raise HeadError(f"{path} cannot be read as a raster ({error})", "give a GeoTIFF") from error
+    if opened.sizes["band"] != 1:  # type: ignore[union-attr]
+        raise HeadError(f"{path} has {opened.sizes['band']} bands", "give one band of classes")  # type: ignore[union-attr]
     return opened.squeeze("band", drop=True)  # type: ignore[union-attr,return-value]
 
 
@@ -321,7 +338,7 @@ def predict(
     fitted = load_head(head)
     classes = fitted.predict(_undated(dataset["scene_embedding" if cells else "embedding"]))
     write_map(classes, out)
-    console.print(f"[bold]{out}[/bold]: {classes.sizes}")
+    console.print(f"[bold]{escape(str(out))}[/bold]: {dict(classes.sizes)}")
 
 
 @app.command()
@@ -333,7 +350,7 @@ def seal(store: Annotated[Path, typer.Argument(help="Finished store.")]) -> None
     from nec.archive import seal as run
 
     run(store)
-    console.print(f"[bold]{store}[/bold] is sealed")
+    console.print(f"[bold]{escape(str(store))}[/bold] is sealed")
 
 
 @app.command()
@@ -346,10 +363,14 @@ def verify(store: Annotated[Path, typer.Argument(help="Store, sealed or not.")])
 
     report = run(store)
     for problem in report.problems:
-        console.print(f"[red]{problem}[/red]")
-    if report.problems:
+        console.print(f"[red]{escape(str(problem))}[/red]")
+    if report.pending:
+        console.print(f"[yellow]not done yet: shards {', '.join(report.pending)}[/yellow]")
+    if report.failed:
+        console.print(f"[red]failed: shards {', '.join(report.failed)}[/red]")
+    if report.problems or report.pending or report.failed:
         raise typer.Exit(1)
-    console.print(f"[bold]{store}[/bold]: all objects are as written")
+    console.print(f"[bold]{escape(str(store))}[/bold]: all objects are as written")
 
 
 @app.command()
@@ -393,16 +414,26 @@ def demo(
         outcome = run(scene, out, progress=progress)
     for table in outcome.tables():
         console.print(table)
-    console.print("[bold]Files:[/bold] " + ", ".join(str(f) for f in outcome.files))
+    console.print("[bold]Files:[/bold] " + ", ".join(escape(str(f)) for f in outcome.files))
 
 
 def main() -> None:
     """Run the command line; errors of `nec` end it with a line and status 1."""
     try:
         app()
+    except ModuleNotFoundError as error:
+        missing = MissingLibraryError.of(error)
+        if missing is None:
+            raise
+        _end(missing)
     except NecError as error:
-        Console(stderr=True).print(f"[red]{type(error).__name__}:[/red] {error}", highlight=False)
-        sys.exit(1)
+        _end(error)
+
+
+def _end(error: NecError) -> NoReturn:
+    text = f"[red]{type(error).__name__}:[/red] {escape(str(error))}"
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text)
+    sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from nec.codec.coding import Coding
 from nec.codec.tables import pack, unpack
-from nec.errors import CompressorError
+from nec.errors import ChunkError, CompressorError
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +140,10 @@ class Compressor:
             )
         rotation = klt(features) if basis is None else np.asarray(basis, np.float32)
         variance = (features @ rotation).var(0)
+        if not variance.max() > 0:
+            raise CompressorError(
+                "all vectors of the sample are the same", "give a sample that varies"
+            )
         steps = np.maximum(variance / variance.max(), 1e-6) ** gamma * np.sqrt(variance.max())
         rotated = [rotate(np.moveaxis(p, -1, 1), rotation) for p in pieces]
         coding, measured = fit_coding(
@@ -152,13 +156,16 @@ class Compressor:
         )
         pooled = _pool(pieces) if scenes is None else np.asarray(scenes, np.float32)
         variance = (pooled @ rotation).var(0)
+        # A sample of one cell varies nowhere: then the tokens' steps have to do.
+        variance = variance if variance.max() > 0 else (features @ rotation).var(0)
         scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
         scene_coding, _ = fit_coding(
             [(pooled @ rotation)[:, :, None, None]],
             relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
             block=1,
             lagrangian=0.0,
-            bytes_per_vector=scene_bytes,
+            # The fixed bytes of a chunk weigh on a small sample.
+            bytes_per_vector=scene_bytes + 64 / len(pooled),
         )
         fidelity = Fidelity(vectors=len(features), **measured)
         log.info("fitted: %s", fidelity)
@@ -213,6 +220,8 @@ class Compressor:
         """
         from nec.codec.chunk import decode_chunk
 
+        if len(data) < _SHAPE.size:
+            raise ChunkError(f"{len(data)} bytes are no coded array", "pass what encode returned")
         shape = _SHAPE.unpack_from(data)
         values = decode_chunk(data[_SHAPE.size :], self.coding, shape)
         return np.moveaxis(values, 1, -1) @ self.basis.T
@@ -242,7 +251,8 @@ class Compressor:
         """
         try:
             data = json.loads(Path(path).read_text())
-            shape = tuple(data["basis"]["shape"])
+            known = {1: tuple(data["basis"]["shape"])}  # by version of the file
+            shape = known[data["nec_compressor"]]
             basis = unpack(data["basis"]["float32"], "float32", shape)
             return cls(
                 basis.astype(np.float32),
@@ -296,12 +306,12 @@ def _pieces(
     sample: ArrayLike | xr.DataArray | Sequence[ArrayLike],
 ) -> list[NDArray[np.float32]]:
     """Return the sample as arrays (sample, y, x, feature) no wider than a chunk."""
-    if isinstance(sample, xr.DataArray):
-        order = [d for d in ("sample", "time", "y", "x", "band") if d in sample.dims]
-        sample = sample.transpose(*order).to_numpy()
     arrays = sample if isinstance(sample, list | tuple) else [sample]
     pieces = []
     for array in arrays:
+        if isinstance(array, xr.DataArray):
+            known = ("sample", "time", "y", "x", "band", "feature")
+            array = array.transpose(*(d for d in known if d in array.dims))  # noqa: PLW2901
         values = np.asarray(array, np.float32)
         if values.ndim not in (3, 4):
             raise CompressorError(
@@ -321,12 +331,14 @@ def _vectors(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> NDArray[np.float32]:
-    """Return means of cells of the pieces, shape (n, feature); whole cells where there are any."""
+    """Return means of cells of the pieces, shape (n, feature), over their valid vectors."""
     pooled = []
     for values in pieces:
         n, h, w, d = values.shape
         ch, cw = min(cell, h), min(cell, w)
         cut = values[:, : h - h % ch, : w - w % cw]
-        means = cut.reshape(n, h // ch, ch, w // cw, cw, d).mean((2, 4)).reshape(-1, d)
-        pooled.append(means[~np.isnan(means).any(1)])
+        cells = cut.reshape(n, h // ch, ch, w // cw, cw, d)
+        count = (~np.isnan(cells)).sum((2, 4))
+        means = (np.nansum(cells, (2, 4)) / np.maximum(count, 1)).reshape(-1, d)
+        pooled.append(means[(count > 0).all(-1).ravel()].astype(np.float32))
     return np.concatenate(pooled)

@@ -23,6 +23,15 @@ log = logging.getLogger(__name__)
 RENDERED = "a scene that the package rendered itself (no scene was given)"
 
 
+def size_text(size: float) -> str:
+    """Return a number of bytes for people."""
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}" if unit != "B" else f"{size:.0f} B"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
 @dataclass
 class Outcome:
     """What the demo measured.
@@ -48,12 +57,10 @@ class Outcome:
         """Return the outcome as tables for the terminal."""
         from rich.table import Table
 
-        from nec.cli import size_text
-
         sizes = Table("size", "bytes", "times the payload", title=f"Demo: {self.scene}")
         payload = self.sizes["compressed embeddings (payload)"]
         for name, value in self.sizes.items():
-            sizes.add_row(name, size_text(value), f"{value / payload:,.1f}")
+            sizes.add_row(name, size_text(value), f"{value / payload:,.1f}" if payload else "")
         scores = Table("what", "value")
         for name, text in self.scores.items():
             scores.add_row(name, text)
@@ -116,17 +123,19 @@ def run(
     pixels = int(np.prod([int(s) for s in opened.geobox.shape]))
     payload = sum(report.payload_bytes.values())
     everything = sum(f.stat().st_size for f in store.rglob("*") if f.is_file())
+    dataset = xr.open_zarr(store)  # plain xarray: this is all that a consumer needs
+    embedding = dataset["embedding"]
+    dimensions = embedding.sizes["band"]
     outcome.sizes = {
-        "raw pixels of all bands (16 bit)": 2.0 * pixels * len(opened.bands),
-        "embeddings as float32": 4.0 * 64 * report.vectors,
-        "embeddings as int8": 64.0 * report.vectors,
+        "raw pixels of all bands, at 16 bits": 2.0 * pixels * len(opened.bands),
+        "embeddings as float32": 4.0 * dimensions * report.vectors,
+        "embeddings as int8": float(dimensions * report.vectors),
         "compressed embeddings (payload)": payload,
         "  and all metadata, basis, coordinates": everything,
     }
-    dataset = xr.open_zarr(store)  # plain xarray: this is all that a consumer needs
-    embedding = dataset["embedding"]
     started = time.perf_counter()
-    values = embedding.to_numpy()
+    # As a map is made of it: chunk by chunk, so that a large scene fits.
+    missing = float(embedding.isnull().mean())
     reading = time.perf_counter() - started
     quicklook = dataset.nec.quicklook(out / "embedding.png")
 
@@ -141,9 +150,9 @@ def run(
         "pixels encoded": f"{pixels / 1e6:.2f} million in {seconds:.1f} s",
         "bytes a vector (4 x 4 pixels)": f"{payload / max(report.vectors, 1):.3f}",
         "cosine to the uncompressed features": f"{report.cosine_mean:.4f}",
-        "read and decoded with xarray": f"{values.nbytes / 1e6:.0f} MB of float32 in "
+        "read and decoded with xarray": f"{embedding.nbytes / 1e6:.0f} MB of float32 in "
         f"{reading:.2f} s",
-        "missing tokens (nodata, padding)": f"{np.isnan(values).mean():.1%}",
+        "missing tokens (nodata, padding)": f"{missing:.1%}",
         "EuroSAT accuracy of the head, test pool": f"{accuracy:.1%} of {tested} images",
         "classes on the map": ", ".join(_shares(classes, head)),
     }

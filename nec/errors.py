@@ -40,3 +40,30 @@ class StoreError(NecError, OSError):
 
 class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
+
+
+# The extra that brings each library that the core install lacks.
+_EXTRAS = {
+    "torch": "encode",
+    "safetensors": "encode",
+    "rasterio": "encode",
+    "rioxarray": "encode",
+    "odc": "encode",
+    "PIL": "encode",
+    "scipy": "encode",
+    "sklearn": "heads",
+    "geopandas": "heads",
+    "matplotlib": "plot",
+}
+
+
+class MissingLibraryError(NecError, ImportError):
+    """A library that an extra brings is not installed."""
+
+    @classmethod
+    def of(cls, error: ModuleNotFoundError) -> "MissingLibraryError | None":
+        """Say which extra brings what is missing; None where no extra does."""
+        library = (error.name or "").partition(".")[0]
+        if library not in _EXTRAS:
+            return None
+        return cls(f"{library} is not installed", f"pip install 'nec[{_EXTRAS[library]}]'")

@@ -1,6 +1,7 @@
 """`Model`: an encoder, the basis that its embeddings are stored in, and a compressor a rate."""
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +15,8 @@ from nec.errors import ModelError
 
 if TYPE_CHECKING:
     from nec.encoders import Encoder
+
+log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
@@ -100,17 +103,28 @@ class Model:
         ModelError
             If the model has no such rate.
         """
-        if isinstance(rate, str) and rate not in self.compressors:
-            raise ModelError(
-                f"{self.name} has no rate {rate!r}",
-                f"choose among {', '.join(self.compressors)}, or give bytes per vector",
-            )
         if isinstance(rate, str):
+            if rate not in self.compressors:
+                raise ModelError(
+                    f"{self.name} has no rate {rate!r}",
+                    f"choose among {', '.join(self.compressors)}, or give bytes per vector",
+                )
             return self.compressors[rate]
-        return min(
-            self.compressors.values(),
-            key=lambda c: abs(np.log(c.fidelity.bytes_per_vector / float(rate))),
-        )
+        if not np.isfinite(rate) or rate <= 0:
+            raise ModelError(
+                f"{rate} bytes per vector is no rate", f"choose among {', '.join(self.compressors)}"
+            )
+        sizes = {r: c.fidelity.bytes_per_vector for r, c in self.compressors.items()}
+        nearest = min(sizes, key=lambda r: abs(np.log(sizes[r] / rate)))
+        if abs(np.log(sizes[nearest] / rate)) > np.log(1.25):
+            log.warning(
+                "%s has no rate of %g bytes per vector: taking %s, about %.2f",
+                self.name,
+                rate,
+                nearest,
+                sizes[nearest],
+            )
+        return self.compressors[nearest]
 
 
 def list_models() -> list[str]:
@@ -187,7 +201,6 @@ def _resolve(precision: str) -> str:
         import torch
     except ImportError:
         return "float32"
-    if torch.cuda.is_available():
-        return "bfloat16"
-    fast = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bfloat16" if fast and torch.backends.mkldnn.is_available() else "float32"
+    # The operator is there where oneDNN is.
+    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bfloat16" if fast else "float32"

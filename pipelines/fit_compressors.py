@@ -34,8 +34,8 @@ def collection_features(
     encoder: VisionTransformerEncoder, folder: Path, files: list[str], bands: tuple[str, ...]
 ) -> np.ndarray:
     """Return features (sample, y, x, dim) of images of a folder."""
-    scale = 1e-4 if files[0].endswith(".tif") else None
-    collection = ImageCollection.open(folder, files=files, bands=bands, scale=scale)
+    options = {"bands": bands, "scale": 1e-4} if files[0].endswith(".tif") else {}
+    collection = ImageCollection.open(folder, files=files, **options)
     which = [collection.bands.index(b) for b in bands]
     parts = []
     for at in range(0, len(files), 64):

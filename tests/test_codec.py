@@ -147,3 +147,18 @@ def test_a_table_that_does_not_sum_is_refused() -> None:
     frequency[1, 3] += 1
     with pytest.raises(ChunkError, match="table 1 sums"):
         cumulate(frequency)
+
+
+def test_sparse_spikes_under_tables_of_rough_data() -> None:
+    rng = np.random.default_rng(0)
+    rough = rng.normal(0, 40, (1, 2, 64, 64)).astype(np.float32)
+    steps = np.full(2, 0.25, np.float32)
+    coding, _ = fit_coding(
+        [rough], relative_steps=steps, block=16, lagrangian=0.0, bytes_per_vector=2.0
+    )
+    y, x = np.mgrid[:64, :64]
+    spikes = (20 * np.cos(np.pi * (2 * (x % 16) + 1) * 9 / 32) * np.ones_like(y))[None, None]
+    spikes = np.repeat(spikes, 2, axis=1).astype(np.float32)
+    codec = NecCodec(coding)
+    decoded = codec.decode_array(codec.encode_array(spikes), spikes.shape)
+    assert np.abs(decoded - spikes).max() < worst_error(coding).max()

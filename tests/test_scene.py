@@ -1,5 +1,6 @@
 """`nec.scene`: bands, grids, windows, missing pixels and scalings of all kinds of sources."""
 
+import logging
 import pickle
 import re
 import shutil
@@ -66,6 +67,52 @@ def test_a_pixel_missing_in_one_band_is_missing_in_all(write_raster: RasterWrite
     floats[0, 5, 6] = np.nan
     path = write_raster("floats.tif", floats, bands=("red", "nir"))
     assert np.isnan(open_scene(path).read(ALL, ALL)).sum() == 2
+
+
+def test_zeros_in_all_bands_are_the_fill_of_known_sensors(
+    write_raster: RasterWriter, caplog
+) -> None:
+    dn = numbers()
+    dn[0, 3, 4] = 0  # dark in one band only
+    dn[:, 5, 6] = 0
+    path = write_raster("S2_untagged.tif", dn, bands=("red", "nir"))
+    with caplog.at_level(logging.INFO, "nec.scene"):
+        scene = open_scene(path)
+    assert "missing where all bands are 0, the fill of Sentinel-2" in caplog.text
+    assert np.argwhere(np.isnan(scene.read(slice(0, 12), ALL)[1])).tolist() == [[5, 6]]
+    assert np.argwhere(np.isnan(scene.read(slice(5, 9), slice(6, 9))[0])).tolist() == [[0, 0]]
+    assert np.isnan(open_scene(path, nodata=int(dn[0, 0, 0])).read(ALL, ALL)[0]).sum() == 2
+    other = write_raster("other.tif", dn, bands=("red", "nir"))
+    assert not np.isnan(open_scene(other, scale=1e-4).read(ALL, ALL)).any()
+    tagged = write_raster("S2_tagged.tif", dn, bands=("red", "nir"), nodata=65535)
+    assert not np.isnan(open_scene(tagged).read(ALL, ALL)).any()
+    # Of bands of two resolutions, all must be empty.
+    for band, pixel, factor in (("B02", 10.0, 1), ("B11", 20.0, 2)):
+        part = numbers(1, 12 // factor, 16 // factor)
+        part[0, : 6 // factor] = 0
+        part[0, 0, 0] = 9 if band == "B11" else 0
+        folder = write_raster(f"two/S2_{band}.tif", part, pixel=pixel).parent
+    absent = np.isnan(open_scene(folder).read(ALL, ALL)[0])
+    assert absent.sum() == 6 * 16 - 4
+    assert not absent[:2, :2].any()
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "warned"),
+    [
+        ("T33UUU_20220810T102101.tif", {}, True),
+        ("T33UUU_20220124T102101.tif", {}, False),
+        ("S2A_MSIL2A_20220810T102101_N0400_R065.tif", {}, False),
+        ("S2A_MSIL2A_20220810T102101_N0301_R065.tif", {}, False),
+        ("T33UUU_20220810T102101.tif", {"offset": 0}, False),
+        ("LC09_L2SP_042024_20220810_x.tif", {}, False),
+    ],
+)
+def test_sentinel2_of_unknown_baseline_is_warned_of(
+    write_raster: RasterWriter, caplog, name, given, warned
+) -> None:
+    open_scene(write_raster(name, numbers(), bands=("red", "nir")), **given)
+    assert ("pass offset=-0.1" in caplog.text) == warned
 
 
 def _stored(mask: np.ndarray, beside: Path) -> Path:
@@ -419,6 +466,8 @@ def test_real_scenes(shared: Path) -> None:
     alberta = open_scene(shared / "scenes/sentinel2_alberta.tif")
     assert alberta.bands == ("blue", "green", "red", "nir", "swir16")
     assert alberta.gsd == pytest.approx(11.96, abs=0.01)
+    assert alberta.fill == 0
+    assert not np.isnan(alberta.read(ALL, ALL)).any()
 
     wanted = ["blue", "green", "red", "nir08", "swir16", "swir22"]
     saxony = open_scene(shared / "scenes/sentinel2_saxony_l1c").select(wanted)
@@ -428,6 +477,9 @@ def test_real_scenes(shared: Path) -> None:
         shared / "scenes/sentinel2_saxony_l1c/T33UUU_20170216T102101_B8A.jp2"
     ) as dataset:
         nir08 = dataset.read(1).repeat(2, 0).repeat(2, 1)
+    # One pixel of B8A is 0 and no other band is: dark, not missing.
+    assert (nir08 == 0).sum() == 4
+    assert not np.isnan(saxony.read(ALL, ALL)).any()
     part = saxony.read(slice(101, 305), slice(77, 400))[3]
     assert np.allclose(part, nir08[101:305, 77:400] * 1e-4)
 

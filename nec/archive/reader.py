@@ -1,6 +1,7 @@
 """Open a store, checked: versions, seal, and every object against its digest as it is read."""
 
 import asyncio
+import logging
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from nec.archive.receipts import Receipt, StoredObject, receipt_key
 from nec.archive.seal import filled_arrays
 from nec.archive.shard import damage
 from nec.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 # Shards kept for the ranges that are asked of them: index and chunks come one by one.
 _KEPT = 8
@@ -202,6 +205,13 @@ def open_store(store: str | Path, *, storage_options: dict[str, Any] | None = No
         for key in _CODED:
             variable.encoding.pop(key, None)
     dataset.encoding["source"] = str(store)
+    own = dataset.attrs["nec"]
+    if "seal" not in own and ("tasks" not in own or own["tasks"].get("failed")):
+        logger.warning(
+            "%s is %s: what it lacks reads as missing; run the same encode again",
+            store,
+            "unfinished" if "tasks" not in own else f"without {own['tasks']['failed']} shards",
+        )
     return dataset
 
 

@@ -1,5 +1,6 @@
 """Fit a `Coding` to embeddings: context parameters, tables, steps for a size or a fidelity."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -23,6 +24,8 @@ from nec.codec.contexts import (
 )
 from nec.codec.tables import pack, quantise_frequencies
 from nec.errors import CompressorError
+
+log = logging.getLogger(__name__)
 
 # Observations that a context's parent is worth: contexts seen less lean on their scale class.
 PRIOR_WEIGHT = 24.0
@@ -96,12 +99,16 @@ def fit_coding(
         raise CompressorError(
             f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"
         )
-    *_, below = attempt(coarse)
+    coding, reached, below = attempt(coarse)
+    if below > 0:
+        raise CompressorError(
+            f"no step is coarse enough for {target:g} (the coarsest gives {reached:g})",
+            "ask for more bytes or fidelity, or fit on more data: a chunk has some fixed bytes",
+        )
     # False position, Illinois variant: an end that stays put counts half.
     best = (above, coding)
     for _ in range(24):
-        weight = above / (above - below) if below < 0 else 1.0
-        middle = fine + (coarse - fine) * weight
+        middle = fine + (coarse - fine) * above / (above - below)
         coding, _, excess = attempt(middle)
         if abs(excess) < abs(best[0]):
             best = (excess, coding)
@@ -112,6 +119,8 @@ def fit_coding(
         else:
             coarse, below, above = middle, excess, above / 2
     coding = best[1]
+    if abs(best[0]) > 4 * TOLERANCE:
+        log.warning("the target %g was missed by %.1f %%", target, 100 * abs(best[0]))
     return coding, measure(pieces, coding)
 
 
@@ -251,6 +260,10 @@ def fit_frequencies(
         seen = np.array([0])
     rows: list[NDArray[np.float64]] = []
     table_of = np.zeros((SCALES, NEIGHBOURHOODS), np.uint8)
+    # Rows are numbered in a byte: with many scale classes, the rarest neighbourhoods share.
+    least = PRIOR_WEIGHT
+    while (by_scale.sum(-1) > least).sum() + len(seen) > 255:
+        least *= 2
     for s in seen:
         shape = by_scale[s].sum(0)
         # A geometric tail keeps magnitudes that the sample lacks affordable.
@@ -262,7 +275,7 @@ def fit_frequencies(
         rows.append(own)
         for n in range(NEIGHBOURHOODS):
             table_of[s, n] = common
-            if by_scale[s, n].sum() > PRIOR_WEIGHT:
+            if by_scale[s, n].sum() > least:
                 table_of[s, n] = len(rows)
                 rows.append(by_scale[s, n] + PRIOR_WEIGHT * own)
     for unseen in set(range(SCALES)) - set(seen.tolist()):

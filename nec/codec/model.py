@@ -441,4 +441,5 @@ def decode_traversal(  # noqa: PLR0912 - as above
 def most_events(symbols: NDArray[np.int32], groups: int) -> int:
     """Return an upper bound of the events that coding these coefficients takes."""
     vectors: int = symbols.size // symbols.shape[-1]
-    return int(vectors * (groups + 7) + symbols.size + 5 * np.count_nonzero(symbols))
+    # A magnitude, its low bits; a sign and an escape's three where it is not zero; DC residuals.
+    return int(vectors * (groups + 7) + 2 * symbols.size + 4 * np.count_nonzero(symbols))

@@ -161,31 +161,32 @@ def embed_image(
 
 def neighbour_cosines(
     features: NDArray[np.float32], tokens_per_chip: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compare neighbouring tokens across chip borders with those inside chips.
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Compare neighbouring tokens, by where between two chips they lie.
+
+    A seam shows as a phase whose neighbours agree less than others.
 
     Parameters
     ----------
     features : ndarray of shape (dim, y, x), float32
     tokens_per_chip : int
-        Edge of a chip's core, tokens.
+        Distance from chip to chip, tokens.
 
     Returns
     -------
-    tuple of ndarray
-        Cosines of neighbours on two sides of a border, and of neighbours inside a chip; pairs
-        with a missing token are left out.
+    tuple of ndarray of shape (tokens_per_chip,)
+        Sum of cosines, and number of pairs, by phase: phase k is between the tokens k - 1 and k
+        of a chip, so 0 is the border. Pairs with a missing token are left out.
     """
     norm = np.linalg.norm(features, axis=0, keepdims=True)
     unit = features / np.where(norm > 0, norm, 1)
-    across, inside = [], []
+    total, pairs = np.zeros(tokens_per_chip), np.zeros(tokens_per_chip, np.int64)
     for axis in (1, 2):
         count = unit.shape[axis]
         a = unit.take(range(count - 1), axis=axis)
         b = unit.take(range(1, count), axis=axis)
-        cosine = np.moveaxis((a * b).sum(0), axis - 1, 0)
-        border = np.arange(1, count) % tokens_per_chip == 0
-        across.append(cosine[border].ravel())
-        inside.append(cosine[~border].ravel())
-    pair = [np.concatenate(c).astype(np.float64) for c in (across, inside)]
-    return pair[0][~np.isnan(pair[0])], pair[1][~np.isnan(pair[1])]
+        cosine = np.moveaxis((a * b).sum(0), axis - 1, 0).astype(np.float64)
+        phase = np.arange(1, count) % tokens_per_chip
+        np.add.at(total, phase, np.nansum(cosine, axis=1))
+        np.add.at(pairs, phase, (~np.isnan(cosine)).sum(axis=1))
+    return total, pairs

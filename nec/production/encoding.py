@@ -19,7 +19,7 @@ from nec.archive import StoreWriter, Task
 from nec.codec import NecCodec
 from nec.compressor import Compressor, rotate
 from nec.encoders.tiling import Tiling
-from nec.errors import NecError, SceneError
+from nec.errors import CompressorError, NecError, SceneError
 from nec.model import Model, load_model
 from nec.production.job import Job, collection_job, embedding_job, scene_job
 from nec.production.measures import EncodeReport, report, task_figures
@@ -81,7 +81,8 @@ def encode(
     StoreError
         If the store is sealed, foreign, or of another run.
     """
-    scene_options = {
+    given = {
+        "rate": None if rate == "medium" else rate,
         "bands": bands,
         "scale": scale,
         "offset": offset,
@@ -89,22 +90,35 @@ def encode(
         "mask": mask,
         "time": time,
         "crs": crs,
+        "gsd": gsd,
+        "tiling": tiling,
     }
+    given = {name: value for name, value in given.items() if value is not None}
+
+    def only(kind: str, *names: str) -> dict[str, Any]:
+        """Return the options of a kind of source; refuse the others rather than drop them."""
+        if others := [name for name in given if name not in (*names, "rate")]:
+            raise SceneError(f"{kind} takes no {others[0]}=", "leave it out")
+        return {name: given[name] for name in names if name in given}
+
     if isinstance(model, Compressor):
+        if "rate" in given:
+            raise CompressorError("a Compressor has one rate", "leave out rate=")
+        only("an embedding array")
         job = embedding_job(source, model)
     else:
         model = model if isinstance(model, Model) else load_model(model)
         if is_collection(source):
-            taken = {"bands": bands, "scale": scale, "offset": offset}
-            if used := [k for k, v in scene_options.items() if v is not None and k not in taken]:
-                raise SceneError(
-                    f"an image collection takes no {used[0]}=", "leave it out, or pass a scene"
-                )
-            collection = ImageCollection.open(source, gsd=gsd, **taken)
-            job = collection_job(collection, model, rate)
+            options = only("an image collection", "bands", "gsd", "scale", "offset")
+            job = collection_job(ImageCollection.open(source, **options), model, rate)
+        elif isinstance(source, Scene):
+            only("an open scene", "tiling")
+            job = scene_job(source, model, rate, tiling or Tiling())
         else:
-            scene = source if isinstance(source, Scene) else open_scene(source, **scene_options)
-            job = scene_job(scene, model, rate, tiling or Tiling())
+            names = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
+            options = only("a scene", *names, "tiling")
+            options.pop("tiling", None)
+            job = scene_job(open_scene(source, **options), model, rate, tiling or Tiling())
     return _run(job, Path(store), workers=workers or os.cpu_count() or 1, progress=progress)
 
 
@@ -162,7 +176,7 @@ def _run(
     writer = StoreWriter.create_or_resume(
         store,
         job.layout,
-        codec=codec if job.layout.embedding else None,
+        codec=codec,
         scene_codec=scene_codec,
         attributes=job.attributes,
         basis=np.ascontiguousarray(compressor.basis.T),
@@ -229,15 +243,13 @@ def _one_torch_thread(*, active: bool) -> Iterator[None]:
 
 def _encode_task(job: Job, writer: StoreWriter, codec: NecCodec, task: Task) -> None:
     features = job.features(task)
-    if np.isnan(features).all():
+    embedding = rotate(features, job.compressor.basis)
+    if np.isnan(embedding).any(-3).all():
         writer.write(task, None, None)
         return
-    embedding = rotate(features, job.compressor.basis)
     pooled = rotate(job.pooled(features), job.compressor.basis)
     figures = task_figures(features, embedding, codec, job)
-    writer.write(
-        task, embedding if job.layout.embedding is not None else None, pooled, figures=figures
-    )
+    writer.write(task, embedding, pooled, figures=figures)
 
 
 def _without_nan(value: Any) -> Any:

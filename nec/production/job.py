@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -43,27 +43,21 @@ def scene_job(scene: Scene, model: Model, rate: str | float, tiling: Tiling) -> 
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
     encoder, compressor = model.encoder, model.compressor(rate)
     patch = encoder.patch_size
-    if (CELL * patch) % tiling.core:
+    if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
-            f"chips of {tiling.core} pixels do not fill cells of {CELL * patch}",
-            "choose a core that divides it",
+            f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not fit cells of "
+            f"{CELL * patch} and patches of {patch}",
+            "choose a core that divides a cell and, like the halo, is a multiple of a patch",
         )
     bands = _usable_bands(scene.name, scene.bands, model)
     scene = scene.select(bands)
     grid = TokenGrid.around(scene.geobox, patch=patch, cell=CELL)
-    attributes = _own_attributes(model, compressor, rate) | {
+    attributes = _own_attributes(model, compressor, rate, bands) | {
         "sources": list(scene.sources),
-        "bands": list(bands),
         "gsd": round(scene.gsd, 4),
-        "scaling": {
-            "scale": scene.scaling.scale,
-            "offset": scene.scaling.offset,
-            "source": scene.scaling.source,
-        },
+        "scaling": asdict(scene.scaling),
         "tiling": {"core": tiling.core, "halo": tiling.halo},
     }
-    if "nir" in bands and "nir08" in encoder.bands:
-        attributes["substituted"] = {"nir08": "nir"}
 
     def features(task: Task) -> NDArray[np.float32]:
         image = scene.read(*grid.pixel_window(task, tiling.margin))
@@ -98,11 +92,10 @@ def collection_job(collection: ImageCollection, model: Model, rate: str | float)
         )
     bands = _usable_bands(collection.name, collection.bands, model)
     which = [collection.bands.index(b) for b in bands]
-    attributes = _own_attributes(model, compressor, rate) | {
+    attributes = _own_attributes(model, compressor, rate, bands) | {
         "sources": [collection.name],
-        "bands": list(bands),
         "gsd": collection.gsd,
-        "scaling": {"source": collection.scaling},
+        "scaling": asdict(collection.scaling),
     }
     layout = Layout.of_collection(
         len(collection),
@@ -154,10 +147,15 @@ def collection_job(collection: ImageCollection, model: Model, rate: str | float)
 
 def embedding_job(source: Any, compressor: Compressor) -> Job:
     """Return the job of an array of features (y, x, band) that is there already."""
-    if not isinstance(source, xr.DataArray) or not {"y", "x", "band"} <= set(source.dims):
+    if not isinstance(source, xr.DataArray) or {"y", "x", "band"} != set(source.dims):
         raise CompressorError(
             "with a Compressor as model, the source is a DataArray with dims y, x and band",
             "wrap the array: xr.DataArray(values, dims=('y', 'x', 'band'), coords=...)",
+        )
+    if source.dtype.kind != "f":
+        raise CompressorError(
+            f"the array holds {source.dtype}, which is not the embedding but a code for it",
+            "decode it by the product's rule first; missing vectors are NaN",
         )
     import odc.geo.xr  # noqa: F401 - registers .odc
     from odc.geo.geobox import GeoBox
@@ -198,7 +196,10 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
             out[:, at[0] : at[0] + part.shape[1], at[1] : at[1] + part.shape[2]] = part
         return out
 
-    content = hashlib.sha256(np.ascontiguousarray(array.to_numpy(), np.float32).tobytes())
+    content = hashlib.sha256()
+    for row in range(0, height, 256):  # a lazy array need not fit into memory
+        strip = array.isel(y=slice(row, row + 256)).to_numpy()
+        content.update(np.ascontiguousarray(strip, "<f4").tobytes())
     return Job(
         layout=Layout.of_scene(grid, bands=compressor.basis.shape[1]),
         compressor=compressor,
@@ -227,7 +228,12 @@ def _usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, .
     return chosen
 
 
-def _own_attributes(model: Model, compressor: Compressor, rate: str | float) -> dict[str, Any]:
+def _own_attributes(
+    model: Model, compressor: Compressor, rate: str | float, bands: Sequence[str]
+) -> dict[str, Any]:
+    takes = model.encoder.bands
+    near_infrared = {"nir": "nir08", "nir08": "nir"}
+    substituted = {near_infrared[b]: b for b in bands if b not in takes}
     return {
         "model": model.name,
         "weights_sha256": model.weights_sha256,
@@ -235,6 +241,8 @@ def _own_attributes(model: Model, compressor: Compressor, rate: str | float) -> 
         "basis": compressor.basis_hash,
         "space": "klt",
         "rate": rate,
+        "bands": list(bands),
+        **({"substituted": substituted} if substituted else {}),
         "expected_cosine": compressor.fidelity.to_dict(),
         "install": INSTALL_HINT,
     }

@@ -33,7 +33,8 @@ class EncodeReport:
     cosine_mean, cosine_p01, cosine_min : float
         Decoded against original features; NaN where nothing is valid.
     seam : dict
-        Mean cosine of neighbouring tokens across chip borders and inside chips.
+        Mean cosine of neighbouring tokens inside chips, across their borders, and in that phase
+        of the chip where it is worst.
     failures : dict of str to str
         Reasons by task.
     """
@@ -56,7 +57,8 @@ def task_figures(
     features: NDArray[np.float32], embedding: NDArray[np.float32], codec: NecCodec, job: Job
 ) -> dict[str, Any]:
     """Measure a task: what the codec does to its vectors, and its seams."""
-    chunk = job.layout.embedding.chunk if job.layout.embedding else embedding.shape
+    assert job.layout.embedding is not None
+    chunk = job.layout.embedding.chunk
     # Chunks are coded alone: decode them so. The leading dimension of a scene is not split.
     step = (chunk[0] if embedding.ndim == 4 else 0, *chunk[-2:])
     cosines = []
@@ -74,9 +76,8 @@ def task_figures(
         "cosine_min": round(float(cosine.min()), 6),
     }
     if job.tokens_per_chip is not None:
-        across, inside = neighbour_cosines(features, job.tokens_per_chip)
-        figures["across"] = [round(float(across.sum()), 6), len(across)]
-        figures["inside"] = [round(float(inside.sum()), 6), len(inside)]
+        total, pairs = neighbour_cosines(features, job.tokens_per_chip)
+        figures["neighbours"] = [[round(t, 6) for t in total.tolist()], pairs.tolist()]
     return figures
 
 
@@ -94,12 +95,7 @@ def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
     receipts = writer.receipts()
     figures = [r.figures for r in receipts.values() if r.figures]
     vectors = sum(int(f["vectors"]) for f in figures)
-    seam: dict[str, float] = {}
-    for name in ("across", "inside"):
-        pairs = [f[name] for f in figures if name in f]
-        count = sum(p[1] for p in pairs)
-        if count:
-            seam[f"cosine_{name}"] = round(sum(p[0] for p in pairs) / count, 5)
+    seam = _seam([f["neighbours"] for f in figures if "neighbours" in f])
     summary = writer.summary()
     weights = [f["vectors"] for f in figures]
     return EncodeReport(
@@ -117,3 +113,19 @@ def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
         seam=seam,
         failures={t.name: r.reason for t, r in receipts.items() if r.status == "failed"},
     )
+
+
+def _seam(neighbours: list[Any]) -> dict[str, float]:
+    """Return mean cosines of neighbouring tokens: over all, across borders, in the worst phase."""
+    if not neighbours:
+        return {}
+    total = np.sum([n[0] for n in neighbours], axis=0)
+    pairs = np.sum([n[1] for n in neighbours], axis=0)
+    if not pairs.all():
+        return {}
+    mean = total / pairs
+    return {
+        "cosine_inside": round(float(total[1:].sum() / pairs[1:].sum()), 5),
+        "cosine_across": round(float(mean[0]), 5),
+        "cosine_worst_phase": round(float(mean.min()), 5),
+    }

@@ -13,16 +13,21 @@ from numpy.typing import NDArray
 
 from nec.errors import SceneError
 from nec.scene.opening import RASTER_SUFFIXES, open_scene
+from nec.scene.scaling import Scaling, check_floats
+from nec.scene.scene import Scene
 
 #: Images without a place; red, green and blue in this order.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 DEFAULT_GSD = 10.0
+_DISPLAY = Scaling(1 / 255, 0.0, "8-bit display values / 255")
+_AS_GIVEN = Scaling(1.0, 0.0, "reflectance as given")
 
 
 def is_collection(source: Any) -> bool:
     """Whether a source is an image collection and not a scene.
 
-    An array (sample, band, y, x); a folder that holds pictures, or folders (of classes).
+    An array (sample, band, y, x); a folder that holds pictures, or folders (of classes), and no
+    rasters beside them: those are a scene, with previews or not. Hidden entries do not count.
     """
     if isinstance(source, ImageCollection):
         return True
@@ -33,7 +38,10 @@ def is_collection(source: Any) -> bool:
     folder = Path(source)
     if folder.suffix == ".SAFE":
         return False
-    return any(p.is_dir() or p.suffix.lower() in PICTURE_SUFFIXES for p in folder.iterdir())
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    folders = any(entry.is_dir() for entry in entries)
+    kinds = {entry.suffix.lower() for entry in entries if not entry.is_dir()}
+    return not kinds & RASTER_SUFFIXES and (folders or bool(kinds & PICTURE_SUFFIXES))
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,20 +58,22 @@ class ImageCollection:
         Height and width, pixels.
     gsd : float
         Metres.
-    scaling : str
-        How numbers became reflectance.
+    scaling : Scaling
+        How numbers became reflectance, the same for all images.
     coordinates : dict of str to ndarray of shape (sample,)
-        `name`, and `label` where images lie in class folders.
+        `name`; `label` where images lie in class folders; of rasters `crs` (``EPSG:32631`` or
+        WKT) and `transform` (six numbers in GDAL's order, north-up), as text.
     """
 
     name: str
     bands: tuple[str, ...]
     shape: tuple[int, int]
     gsd: float
-    scaling: str
+    scaling: Scaling
     coordinates: dict[str, NDArray[Any]]
     _paths: tuple[Path, ...] = ()
     _array: NDArray[np.float32] | None = None
+    _scenes: tuple[Scene, ...] = ()
     _options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -71,43 +81,52 @@ class ImageCollection:
         cls,
         source: Any,
         *,
-        bands: Sequence[str] | None = None,
+        bands: Sequence[str] | Mapping[str, str | int] | None = None,
         gsd: float | None = None,
         scale: float | None = None,
         offset: float | None = None,
         files: Sequence[str | Path] | None = None,
     ) -> "ImageCollection":
-        """Open a collection; images are read when they are asked for.
+        """Open a collection; images are read when they are asked for, headers of rasters here.
 
         Parameters
         ----------
         source : path, ndarray or DataArray
             A folder of images, or of class folders of images; or (sample, band, y, x)
             reflectance, NaN where missing (uint8 counts as display values of 0 to 255).
-        bands : sequence of str, optional
-            Common names: of the array's bands, or those to read from GeoTIFFs. Pictures are
-            red, green, blue.
+        bands : sequence of str or dict, optional
+            Common names: of the array's bands, or those to read from GeoTIFFs (see `open_scene`).
+            Pictures are red, green, blue and take none.
         gsd : float, optional
             Metres; 10 by default.
         scale, offset : float, optional
-            How the numbers of GeoTIFFs become reflectance; see `open_scene`.
+            How the numbers of GeoTIFFs become reflectance; see `open_scene`. Others take none.
         files : sequence of path, optional
             Take these files of the folder only, in this order.
 
         Raises
         ------
         SceneError
-            If there is no image, sizes differ, or an array comes without band names.
+            If there is no image, rasters differ in size, bands or scaling, an array comes without
+            band names or is no reflectance, or the source does not take an option.
         """
-        gsd = float(gsd or DEFAULT_GSD)
+        scales = {"scale": scale, "offset": offset}
         if isinstance(source, ImageCollection):
+            _refuse("an open ImageCollection", {"bands": bands, "gsd": gsd, **scales})
             return source
+        gsd = float(gsd or DEFAULT_GSD)
         if isinstance(source, np.ndarray | xr.DataArray):
+            _refuse("an array of images", scales)
             return cls._of_array(source, bands, gsd)
         folder = Path(source)
         known = PICTURE_SUFFIXES | RASTER_SUFFIXES
         if files is None:
-            paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in known)
+            paths = sorted(
+                path
+                for path in folder.rglob("*")
+                if path.suffix.lower() in known
+                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            )
         else:
             paths = [folder / f for f in files]
         if not paths:
@@ -118,19 +137,26 @@ class ImageCollection:
                 f"folder {folder} mixes pictures and rasters", "encode them apart, a store each"
             )
         options: dict[str, Any] = {}
+        scenes: tuple[Scene, ...] = ()
         coordinates = {"name": np.array([p.stem for p in paths])}
         if any(p.parent != folder for p in paths):
             coordinates["label"] = np.array([p.parent.name for p in paths])
         if kinds == {True}:
+            _refuse("a folder of pictures", {"bands": bands, **scales})
             pixels = _read_picture(paths[0])
             names: tuple[str, ...] = ("red", "green", "blue")
-            scaling = "8-bit display values / 255"
+            scaling = _DISPLAY
             shape = pixels.shape[1:]
         else:
-            options = {"bands": bands, "scale": scale, "offset": offset}
-            scene = open_scene(paths[0], **options)
-            names, scaling = scene.bands, scene.scaling.source
-            shape = tuple(int(s) for s in scene.geobox.shape)
+            options = {"bands": bands, **scales}
+            scenes = _open_alike(paths, options)
+            names, scaling = scenes[0].bands, scenes[0].scaling
+            shape = tuple(int(s) for s in scenes[0].geobox.shape)
+            boxes = [scene.geobox for scene in scenes]
+            coordinates["crs"] = np.array([str(box.crs) for box in boxes])
+            coordinates["transform"] = np.array(
+                [" ".join(str(float(n)) for n in box.affine.to_gdal()) for box in boxes]
+            )
         return cls(
             folder.name,
             names,
@@ -139,29 +165,40 @@ class ImageCollection:
             scaling,
             coordinates,
             tuple(paths),
+            _scenes=scenes,
             _options=options,
         )
 
     @classmethod
     def _of_array(
-        cls, source: "np.ndarray[Any, Any] | xr.DataArray", bands: Sequence[str] | None, gsd: float
+        cls,
+        source: "np.ndarray[Any, Any] | xr.DataArray",
+        bands: Sequence[str] | Mapping[str, str | int] | None,
+        gsd: float,
     ) -> "ImageCollection":
         if source.ndim != 4:
             raise SceneError(f"an array of shape {source.shape}", "pass (sample, band, y, x)")
-        if bands is None or len(bands) != source.shape[1]:
+        if bands is None or isinstance(bands, str | Mapping) or len(bands) != source.shape[1]:
             raise SceneError(
                 f"{source.shape[1]} bands come with names {bands}",
                 "pass bands=(...) with the common name of each",
             )
-        values = np.asarray(source)
-        scaling = "reflectance as given"
+        name = str(getattr(source, "name", None) or "array")
+        values, scaling = np.asarray(source), _AS_GIVEN
         if values.dtype == np.uint8:
-            values, scaling = values / np.float32(255), "8-bit display values / 255"
+            values, scaling = values / np.float32(255), _DISPLAY
         elif values.dtype.kind != "f":
             raise SceneError(
                 f"an array of {values.dtype} is of unknown scaling", "pass reflectance as floats"
             )
-        name = str(getattr(source, "name", None) or "array")
+        else:
+            some = values[:: max(len(values) // 100, 1)]
+            check_floats(
+                name,
+                some,
+                "pass reflectance (digital numbers of Sentinel-2: array * 1e-4; 0 to 255: "
+                "array / 255)",
+            )
         _, _, height, width = values.shape
         return cls(
             name, tuple(bands), (height, width), gsd, scaling, {}, _array=values.astype(np.float32)
@@ -181,11 +218,11 @@ class ImageCollection:
         if self._array is not None:
             return self._array[first:last]
         images = []
-        for path in self._paths[first:last]:
-            if path.suffix.lower() in PICTURE_SUFFIXES:
-                image = _read_picture(path)
+        for at, path in enumerate(self._paths[first:last], first):
+            if self._scenes:
+                image = self._scenes[at].read(slice(None), slice(None))
             else:
-                image = open_scene(path, **self._options).read(slice(None), slice(None))
+                image = _read_picture(path)
             if image.shape != (len(self.bands), *self.shape):
                 raise SceneError(
                     f"{path.name} has shape {image.shape}, the first image "
@@ -196,15 +233,59 @@ class ImageCollection:
         return np.stack(images)
 
     def digest(self) -> str:
-        """Return the SHA-256 over names and contents of all images."""
+        """Return a SHA-256 of all that decides what `read` returns.
+
+        It covers names and contents of all images, bands, scaling and options.
+        """
         total = hashlib.sha256()
+        options = dict(self._options)
+        if isinstance(wanted := options.get("bands"), Mapping):
+            options["bands"] = tuple(wanted.items())
+        elif wanted is not None:
+            options["bands"] = tuple(wanted)
+        total.update(repr((self.bands, self.scaling.scale, self.scaling.offset)).encode())
+        total.update(repr(sorted(options.items())).encode())
         if self._array is not None:
             total.update(str(self._array.shape).encode())
             total.update(np.ascontiguousarray(self._array, "<f4").tobytes())
-        for path in self._paths:
+        for at, path in enumerate(self._paths):
+            total.update(path.name.encode())
+            if self._scenes:
+                total.update(self._scenes[at].digest().encode())
+                continue
             with path.open("rb") as stream:
-                total.update(path.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+                total.update(hashlib.file_digest(stream, "sha256").digest())
         return total.hexdigest()
+
+
+def _refuse(what: str, options: Mapping[str, Any]) -> None:
+    for option, value in options.items():
+        if value is not None:
+            raise SceneError(f"{what} takes no {option}= (got {value!r})", "leave it out")
+
+
+def _open_alike(paths: Sequence[Path], options: Mapping[str, Any]) -> tuple[Scene, ...]:
+    """Open rasters that share size, bands and scaling."""
+    scenes = tuple(open_scene(path, **options) for path in paths)
+
+    def traits(scene: Scene) -> dict[str, Any]:
+        return {
+            "shape": tuple(int(size) for size in scene.geobox.shape),
+            "bands": scene.bands,
+            "scale and offset": (scene.scaling.scale, scene.scaling.offset),
+        }
+
+    first = traits(scenes[0])
+    for path, scene in zip(paths, scenes, strict=True):
+        for trait, value in traits(scene).items():
+            if value != first[trait]:
+                raise SceneError(
+                    f"{path.name} has {trait} {value}, the first image ({paths[0].name}) "
+                    f"{first[trait]}",
+                    "a store holds images of one size, one set of bands and one scaling: encode "
+                    "them apart",
+                )
+    return scenes
 
 
 def _read_picture(path: Path) -> NDArray[np.float32]:

@@ -1,5 +1,6 @@
 """How a scene is opened: its sources, its bands by common name, its scaling and time."""
 
+import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,8 @@ from nec.scene.scaling import check_floats, decide_scaling
 from nec.scene.scene import Layer, Scene, check_grid, finest_layer
 from nec.scene.sensors import Sensor, common_name, recognise, time_in_file_name
 from nec.scene.sources import ArraySource, RasterSource, Source
+
+logger = logging.getLogger(__name__)
 
 #: What counts as a raster in a folder; previews in PNG and JPEG do not.
 RASTER_SUFFIXES = frozenset({".tif", ".tiff", ".jp2", ".vrt", ".img"})
@@ -50,7 +53,8 @@ def open_scene(
         floats as they are; the fixed scaling of the sensor that file name, tags or band names
         tell. The choice is logged and kept in `Scene.scaling`.
     nodata : float, optional
-        A stored number that means missing, besides what the file says.
+        A stored number that means missing, besides what the file says. Integers of Sentinel-2
+        and Landsat whose files say nothing are missing where all bands that are read are 0.
     mask : path, DataArray or ndarray, optional
         True or nonzero where pixels shall be missing. An array has the scene's shape,
         north-up; a raster may be coarser by a whole factor.
@@ -84,22 +88,42 @@ def open_scene(
             "pass scale= and offset=, or choose bands that agree",
         )
     dtype, tags = layers[0].source.dtype, layers[0].source.scalings[layers[0].index]
-    scaling = decide_scaling(name, dtype, tags, sensor, scale=scale, offset=offset)
+    acquired = _time(time, [layer.source for layer in layers])
+    scaling = decide_scaling(name, dtype, tags, sensor, scale=scale, offset=offset, time=acquired)
     scene = Scene(
         name=name,
         bands=tuple(layer.band for layer in layers),
         geobox=finest.source.geobox,
-        time=_time(time, [layer.source for layer in layers]),
+        time=acquired,
         gsd=ground_sampling_distance(finest.source.geobox),
         scaling=scaling,
         sources=tuple(dict.fromkeys(layer.source.label for layer in layers)),
         layers=layers,
         nodata=nodata,
         mask=masking,
+        fill=_fill(name, sensor, layers),
     )
     if dtype.kind == "f" and scale is None and tags == (1.0, 0.0):
         check_floats(name, _sample(scene))
     return scene
+
+
+def _fill(name: str, sensor: Sensor | None, layers: Sequence[Layer]) -> float | None:
+    """Return the sensor's fill where the files state no nodata and hold its digital numbers."""
+    if sensor is None or sensor.nodata is None:
+        return None
+    for layer in layers:
+        item = layer.source
+        stated = item.has_mask if isinstance(item, RasterSource) else item.nodata is not None
+        if stated or item.dtype.kind not in "iu" or item.dtype.itemsize < 2:
+            return None
+    logger.info(
+        "%s: no nodata is stated; missing where all bands are %g, the fill of %s",
+        name,
+        sensor.nodata,
+        sensor.name,
+    )
+    return sensor.nodata
 
 
 def _open_sources(source: Any, crs: Any) -> tuple[str, list[Source], bool]:
@@ -137,7 +161,11 @@ def _open_sources(source: Any, crs: Any) -> tuple[str, list[Source], bool]:
     if not folder.is_dir():
         return folder.stem, [RasterSource.open(path, crs=crs)], True
     pattern = "GRANULE/*/IMG_DATA/**/*" if folder.suffix == ".SAFE" else "*"
-    files = sorted(f for f in folder.glob(pattern) if f.suffix.lower() in RASTER_SUFFIXES)
+    files = sorted(
+        file
+        for file in folder.glob(pattern)
+        if file.suffix.lower() in RASTER_SUFFIXES and not file.name.startswith(".")
+    )
     if not files:
         raise SceneError(f"folder {folder} holds no raster", "pass a folder of one scene's files")
     return folder.stem, [RasterSource.open(file, crs=crs) for file in files], False

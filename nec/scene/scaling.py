@@ -6,12 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from nec.errors import SceneError
-from nec.scene.sensors import Sensor
+from nec.scene.sensors import SENTINEL2, Sensor
 
 logger = logging.getLogger(__name__)
 
 #: Share of values above 4 from which floats cannot be reflectance.
 _COMMONLY = 0.01
+#: From here on ESA's Sentinel-2 products are of baseline 04.00, shifted by 1,000.
+_SHIFTED_FROM = np.datetime64("2022-01-25")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def decide_scaling(
     *,
     scale: float | None = None,
     offset: float | None = None,
+    time: np.datetime64 | None = None,
 ) -> Scaling:
     """Choose the scaling: what the caller says, then the file's tags, then type and sensor.
 
@@ -54,6 +57,8 @@ def decide_scaling(
         What was recognised of the sensor.
     scale, offset : float, optional
         The caller's; an offset without a scale replaces that of the scaling found otherwise.
+    time : datetime64, optional
+        Acquisition; Sentinel-2 of a time of shifted numbers and of unknown baseline is warned of.
 
     Raises
     ------
@@ -77,6 +82,14 @@ def decide_scaling(
         found = Scaling(
             sensor.scale, sensor.offset, f"Fixed scaling of digital numbers of {sensor.name}."
         )
+        if sensor == SENTINEL2 and offset is None and time is not None and time >= _SHIFTED_FROM:
+            logger.warning(
+                "%s: Sentinel-2 of %s, and nothing states its processing baseline: from 04.00 on "
+                "reflectance comes out 0.1 too high; pass offset=-0.1, or offset=0 if the numbers "
+                "are not shifted",
+                name,
+                time.astype("datetime64[D]"),
+            )
     else:
         raise SceneError(
             f"{name} holds {dtype} numbers, carries no scale tag and names no sensor",
@@ -92,7 +105,11 @@ def decide_scaling(
     return found
 
 
-def check_floats(name: str, reflectance: np.ndarray) -> None:
+def check_floats(
+    name: str,
+    reflectance: np.ndarray,
+    remedy: str = "pass scale= (digital numbers of Sentinel-2: scale=1e-4; 0 to 255: scale=1/255)",
+) -> None:
     """Refuse floats that cannot be reflectance, such as digital numbers stored as floats.
 
     Parameters
@@ -101,6 +118,8 @@ def check_floats(name: str, reflectance: np.ndarray) -> None:
         The scene's name, for the message.
     reflectance : ndarray
         A sample of values; NaN is missing.
+    remedy : str
+        For the message.
 
     Raises
     ------
@@ -111,5 +130,5 @@ def check_floats(name: str, reflectance: np.ndarray) -> None:
     if values.size and (values > 4).mean() > _COMMONLY:
         raise SceneError(
             f"{name} holds floats that are no reflectance (median {np.median(values):.4g})",
-            "pass scale= (digital numbers of Sentinel-2: scale=1e-4; 0 to 255: scale=1/255)",
+            remedy,
         )

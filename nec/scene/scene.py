@@ -51,6 +51,9 @@ class Scene:
         The caller's number for missing, besides the files' own.
     mask : Source or None
         Missing where its first band is not 0.
+    fill : float or None
+        The sensor's number for missing, where files state none: missing is where all bands
+        that are read hold it, as one band alone may hold it in dark places.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Scene:
     layers: tuple[Layer, ...] = field(repr=False)
     nodata: float | None = field(default=None, repr=False)
     mask: Source | None = field(default=None, repr=False)
+    fill: float | None = field(default=None, repr=False)
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Read a window.
@@ -89,6 +93,7 @@ class Scene:
         rows, columns = _whole(rows, height), _whole(columns, width)
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         values = np.full((len(self.bands), *shape), np.nan, np.float32)
+        empty = np.full(shape, self.fill is not None)
         for source, positions in self._by_source():
             indexes = [self.layers[at].index for at in positions]
             cut = self._cut(source, indexes, rows, columns)
@@ -102,8 +107,10 @@ class Scene:
                 reflectance[missing] = np.nan
             if self.nodata is not None:
                 reflectance[numbers == self.nodata] = np.nan
+            if self.fill is not None:
+                empty[fill_y, fill_x] &= (numbers == self.fill).all(axis=0)
             values[positions, fill_y, fill_x] = reflectance
-        absent = np.logical_not(np.isfinite(values).all(axis=0))
+        absent = empty | ~np.isfinite(values).all(axis=0)
         if self.mask is not None and (cut := self._cut(self.mask, [0], rows, columns)):
             numbers, _, (fill_y, fill_x) = cut
             absent[fill_y, fill_x] |= numbers[0] != 0
@@ -152,7 +159,7 @@ class Scene:
         total.update(repr((self.bands, tuple(self.geobox.shape), affine, wkt)).encode())
         nodata = None if self.nodata is None else float(self.nodata)
         scale, offset = self.scaling.scale, self.scaling.offset
-        total.update(repr((str(self.time), scale, offset, nodata)).encode())
+        total.update(repr((str(self.time), scale, offset, nodata, self.fill)).encode())
         for source, positions in self._by_source():
             indexes = [(at, self.layers[at].index) for at in positions]
             total.update(f"{indexes} {source.digest()}".encode())

@@ -28,12 +28,15 @@ class Sensor:
         Common name by the sensor's own band name, without a zero in front: ``"B2"``.
     scale, offset : float
         reflectance = digital number * scale + offset.
+    nodata : float or None
+        The number that fills pixels without data in all bands, where files do not tag it.
     """
 
     name: str
     bands: dict[str, str]
     scale: float
     offset: float
+    nodata: float | None = None
 
 
 _MSI = {
@@ -47,7 +50,8 @@ _OLI = {
 }
 _TM = {"B1": "blue", "B2": "green", "B3": "red", "B4": "nir08", "B5": "swir16", "B7": "swir22"}
 
-SENTINEL2 = Sensor("Sentinel-2", _MSI, 1e-4, 0.0)
+#: Of an unknown processing baseline.
+SENTINEL2 = Sensor("Sentinel-2", _MSI, 1e-4, 0.0, nodata=0.0)
 _HLS_S30 = Sensor("HLS S30", _MSI, 1e-4, 0.0)
 _HLS_L30 = Sensor("HLS L30", _OLI, 1e-4, 0.0)
 
@@ -76,7 +80,15 @@ _LANDSAT_DATE = re.compile(r"L[COTEM]0[4-9]_L\w{3}_\d{6}_(\d{4})(\d{2})(\d{2})_"
 def _landsat(number: str | None, level: int) -> Sensor:
     bands = _TM if number in {"4", "5", "6", "7"} else _OLI
     scale, offset = (2e-5, -0.1) if level == 1 else (2.75e-5, -0.2)
-    return Sensor(f"Landsat {number or ''}".strip() + f" level {level}", bands, scale, offset)
+    name = f"Landsat {number or ''}".strip() + f" level {level}"
+    return Sensor(name, bands, scale, offset, nodata=0.0)
+
+
+def _sentinel2(baseline: int) -> Sensor:
+    if baseline < 400:
+        return replace(SENTINEL2, name="Sentinel-2, baseline before 04.00")
+    # From processing baseline 04.00 on, numbers are shifted by 1,000.
+    return replace(SENTINEL2, name="Sentinel-2, baseline 04.00 or later", offset=-0.1)
 
 
 def _named_in(text: str, *, surface: bool) -> Sensor | None:
@@ -89,10 +101,7 @@ def _named_in(text: str, *, surface: bool) -> Sensor | None:
     if not _SENTINEL2.search(text):
         return None
     baseline = _BASELINE.search(text)
-    if baseline and int(baseline[1]) >= 400:
-        # From processing baseline 04.00 on, numbers are shifted by 1,000.
-        return replace(SENTINEL2, name="Sentinel-2, baseline 04.00 or later", offset=-0.1)
-    return SENTINEL2
+    return _sentinel2(int(baseline[1])) if baseline else SENTINEL2
 
 
 def recognise(texts: Iterable[str], own_names: Sequence[str] = ()) -> Sensor | None:

@@ -61,7 +61,7 @@ def _checks(scenes: dict[str, Any]) -> Table:
         "1 %",
         "min",
         "variance kept",
-        "seam across / inside",
+        "neighbours inside / across / worst",
     ):
         table.add_column(name)
     table.add_column("encode s")
