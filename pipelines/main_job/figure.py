@@ -143,6 +143,8 @@ def _images(ax: Axes, found: dict[str, Any]) -> None:
         fontsize=8,
     )
     count = found["images"]
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.75 * (high - low), high)  # room for the legend
     _finish(
         ax,
         f"EuroSAT RGB, shipped catalog at rate {rate!r}",
