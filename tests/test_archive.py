@@ -198,7 +198,7 @@ def test_collection_with_labels(tmp_path: Path, make: Make) -> None:
         assert ds.scene_embedding.dims == ("sample", "band")
         assert list(ds.file.to_numpy()) == list(labels["file"])
         np.testing.assert_array_equal(ds.scene_embedding.label, labels["label"])
-        assert float(np.abs(ds.embedding - images).max()) < 0.3
+        assert float(np.abs(ds.embedding - images).max()) < 0.5
         assert np.abs(ds.scene_embedding.to_numpy() - images.mean((2, 3))).max() < 0.3
 
 

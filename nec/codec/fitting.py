@@ -100,10 +100,13 @@ def fit_coding(
             f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"
         )
     coding, reached, below = attempt(coarse)
+    if below > 0 and cosine is not None:
+        log.info("the coarsest steps reach %g, more than %g", reached, target)
+        return coding, measure(pieces, coding)
     if below > 0:
         raise CompressorError(
             f"no step is coarse enough for {target:g} (the coarsest gives {reached:g})",
-            "ask for more bytes or fidelity, or fit on more data: a chunk has some fixed bytes",
+            "ask for more, or fit on more data: a chunk has some fixed bytes",
         )
     # False position, Illinois variant: an end that stays put counts half.
     best = (above, coding)
