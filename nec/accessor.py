@@ -122,9 +122,16 @@ class NecAccessor:
 
         if ax is None:
             _, ax = plt.subplots(layout="constrained")
-        ax.imshow(rgba, extent=extent, interpolation="nearest")
+        ax.imshow(rgba, extent=extent, interpolation="nearest", aspect=self._aspect())
         ax.set(xlabel="x", ylabel="y", title=f"{self.model}: components {components}")
         return ax
+
+    def _aspect(self) -> float:
+        """Return the height of a unit of y over the width of a unit of x, on the ground."""
+        y = self._dataset.coords.get("y")
+        if y is None or y.attrs.get("units") != "degrees_north":
+            return 1.0
+        return float(1 / np.cos(np.deg2rad(y.mean())))
 
     def _picture(
         self, components: tuple[int, int, int], step: int | None

@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# Colours that land-cover maps are used to.
+COLOURS = {
+    "AnnualCrop": "#e8c35a",
+    "Forest": "#1b6b36",
+    "HerbaceousVegetation": "#a8c66c",
+    "Highway": "#555555",
+    "Industrial": "#b455a0",
+    "Pasture": "#6fbf73",
+    "PermanentCrop": "#c98a2b",
+    "Residential": "#d7443e",
+    "River": "#3f8fd2",
+    "SeaLake": "#1f4e9c",
+}
+
 RENDERED = "a scene that the package rendered itself (no scene was given)"
 
 
@@ -143,8 +157,10 @@ def run(
     if "time" in embedding.dims:
         embedding = embedding.isel(time=0)
     classes = head.predict(embedding).compute()
-    write_map(classes, out / "land_cover.tif")
-    _draw(dataset, classes, head, out / "land_cover.png")
+    palette = [COLOURS[str(name)] for name in head.classes_]
+    table = [tuple(bytes.fromhex(c[1:])) for c in palette]
+    write_map(classes, out / "land_cover.tif", colours=[(r, g, b) for r, g, b in table])
+    _draw(dataset, classes, dict(zip(head.classes_, palette, strict=True)), out / "land_cover.png")
 
     outcome.scores = {
         "pixels encoded": f"{pixels / 1e6:.2f} million in {seconds:.1f} s",
@@ -185,7 +201,7 @@ def _shares(classes: xr.DataArray, head: "SceneClassifier") -> list[str]:
     return [f"{head.classes_[i]} {share[i]:.0%}" for i in order if share[i] > 0]
 
 
-def _draw(dataset: xr.Dataset, classes: xr.DataArray, head: "SceneClassifier", path: Path) -> None:
+def _draw(dataset: xr.Dataset, classes: xr.DataArray, palette: dict[str, str], path: Path) -> None:
     """Draw the embedding and the map side by side, with a legend."""
     import matplotlib.pyplot as plt
     from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -193,7 +209,7 @@ def _draw(dataset: xr.Dataset, classes: xr.DataArray, head: "SceneClassifier", p
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
     dataset.nec.quicklook(ax=left)
-    colours = plt.get_cmap("tab10").colors[: len(head.classes_)]  # type: ignore[attr-defined]
+    colours = list(palette.values())
     shown = classes.where(classes >= 0)
     half_y, half_x = (abs(float(classes[d][1] - classes[d][0])) / 2 for d in ("y", "x"))
     right.imshow(
@@ -201,6 +217,7 @@ def _draw(dataset: xr.Dataset, classes: xr.DataArray, head: "SceneClassifier", p
         cmap=ListedColormap(colours),
         norm=BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours)),
         interpolation="nearest",
+        aspect=left.get_aspect(),
         extent=(
             float(classes.x[0]) - half_x,
             float(classes.x[-1]) + half_x,
@@ -210,7 +227,7 @@ def _draw(dataset: xr.Dataset, classes: xr.DataArray, head: "SceneClassifier", p
     )
     right.set(xlim=left.get_xlim(), ylim=left.get_ylim(), xlabel="x", title="EuroSAT classes")
     right.legend(
-        handles=[Patch(color=c, label=n) for c, n in zip(colours, head.classes_, strict=False)],
+        handles=[Patch(color=c, label=n) for n, c in palette.items()],
         loc="center left",
         bbox_to_anchor=(1.01, 0.5),
         frameon=False,
