@@ -171,6 +171,8 @@ def run(
         "missing tokens (nodata, padding)": f"{missing:.1%}",
         "EuroSAT accuracy of the head, test pool": f"{accuracy:.1%} of {tested} images",
         "classes on the map": ", ".join(_shares(classes, head)),
+        "what that map is worth": "it shows the chain at work: the head learned from 8-bit RGB "
+        "pictures, and this model does not yet carry them over to reflectance of other bands",
     }
     outcome.files = [
         quicklook,
