@@ -113,7 +113,7 @@ reflectance 0 to 1.
 - **Accuracy of heads** on its embeddings: `docs/benchmarks/main_job.json`, by
   `pipelines/bench_main_job.py`.
 - **Licence**: {card["licence"]} for the weights; the images' own licences are above.
-- **Limits**: a first generation, trained for about two CPU-hours; few places and seasons, no
+- **Limits**: a first generation on a short schedule; few places and seasons, no
   clouds, no radar. Photos of 0.3 m and snow are far from what it has seen.
 """
 
