@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from nec.cli import app
 
-COMMANDS = ("encode", "info", "train", "predict", "seal", "verify", "models", "demo")
+COMMANDS = ("encode", "fit", "info", "train", "predict", "seal", "verify", "models", "demo")
 
 
 def run(*arguments: str | Path, status: int = 0) -> str:

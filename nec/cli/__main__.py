@@ -1,0 +1,5 @@
+"""``python -m nec.cli``."""
+
+from nec.cli import main
+
+main()

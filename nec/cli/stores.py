@@ -1,0 +1,263 @@
+"""Commands that make, show, publish and check stores."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from nec.cli.terminal import Store, app, console, progress_bar
+from nec.demo import size_text
+from nec.errors import HeadError
+
+
+def _parse_bands(text: str | None) -> Any:
+    """Read "blue,green" or "blue=1,green=2" as `nec.encode` takes it."""
+    if not text:
+        return None
+    parts = [p.strip() for p in text.split(",")]
+    if not all("=" in p for p in parts):
+        return tuple(parts)
+    pairs = (p.split("=", 1) for p in parts)
+    return {name: int(value) if value.isdigit() else value for name, value in pairs}
+
+
+@app.command()
+def encode(
+    source: Annotated[
+        list[str],
+        typer.Argument(
+            help="A scene (one raster, its band files, or their folder), or a folder of images."
+        ),
+    ],
+    store: Annotated[Path, typer.Argument(help="Store to write, a new folder.")],
+    model: Annotated[str, typer.Option(help="Model name or folder.")] = "nec-tiny",
+    rate: Annotated[str, typer.Option(help="low, medium, high, or bytes per vector.")] = "medium",
+    bands: Annotated[
+        str | None,
+        typer.Option(help="Names in order (blue,green,red) or a mapping (blue=1,nir08=B8A)."),
+    ] = None,
+    scale: Annotated[float | None, typer.Option(help="reflectance = DN * scale + offset")] = None,
+    offset: Annotated[float | None, typer.Option(help="see --scale")] = None,
+    nodata: Annotated[float | None, typer.Option(help="Number that means missing.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where missing.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time of acquisition, ISO 8601.")] = None,
+    crs: Annotated[str | None, typer.Option(help="CRS of a scene that has none.")] = None,
+    gsd: Annotated[
+        float | None, typer.Option(help="Metres a pixel, for images without a place.")
+    ] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Decoding rule of an int8 embedding product.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Threads; all cores by default.")] = None,
+) -> None:
+    """Encode a scene, or a folder of images, to a compressed store.
+
+    With a compressor that `nec fit` wrote as --model, the source is a file of embeddings.
+
+    An interrupted run is finished by the same command.
+
+    [bold]Example:[/bold] nec encode landsat.tif out.zarr --rate medium
+    """
+    from nec.production import encode as run
+
+    wanted: str | float = rate
+    with suppress(ValueError):
+        wanted = float(rate)
+    thing: Any = source[0] if len(source) == 1 else source
+    used: Any = model
+    if model.endswith(".json"):
+        from nec.compressor import Compressor
+        from nec.products import open_embedding
+
+        thing, used = open_embedding(source[0], rule=rule), Compressor.load(model)
+    elif rule is not None:
+        raise HeadError(f"--rule {rule} goes with a compressor", "give --model FILE.json")
+    with progress_bar(f"encoding to {store.name}") as progress:
+        report = run(
+            thing,
+            store,
+            model=used,
+            rate=wanted,
+            bands=_parse_bands(bands),
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
+            mask=mask,
+            time=time,
+            crs=crs,
+            gsd=gsd,
+            workers=workers,
+            progress=progress,
+        )
+    payload = sum(report.payload_bytes.values())
+    console.print(
+        f"[bold]{escape(str(store))}[/bold]: {report.vectors:,} vectors in {size_text(payload)} "
+        f"({payload / max(report.vectors, 1):.3f} B a vector), cosine {report.cosine_mean:.4f}"
+    )
+    console.print(
+        f"shards: {report.written} written, {report.missing} all missing, {report.failed} failed"
+        + (f"; {report.resumed} were there already" if report.resumed else "")
+    )
+    if report.failed:
+        for task, reason in report.failures.items():
+            console.print(f"[red]shard {task}[/red]: {escape(reason)}")
+        console.print("run the same command again to retry them")
+        raise typer.Exit(1)
+    if not report.vectors and not report.failed:
+        console.print("[yellow]the source holds no valid pixel: the store is all missing[/yellow]")
+
+
+@app.command()
+def fit(
+    source: Annotated[Path, typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr.")],
+    compressor: Annotated[Path, typer.Argument(help="Compressor to write (.json).")],
+    size: Annotated[float | None, typer.Option("--bytes", help="Bytes a vector to hit.")] = None,
+    cosine: Annotated[float | None, typer.Option(help="Mean cosine to hit.")] = None,
+    rule: Annotated[
+        str | None, typer.Option(help="Decoding rule of an int8 product: alphaearth.")
+    ] = None,
+) -> None:
+    """Fit a compressor to embeddings that are there already, of any product.
+
+    [bold]Example:[/bold] nec fit alphaearth.tif ae.json --bytes 1 --rule alphaearth
+
+    then: nec encode alphaearth.tif out.zarr --model ae.json --rule alphaearth
+    """
+    from nec.compressor import Compressor
+    from nec.products import open_embedding
+
+    fitted = Compressor.fit(open_embedding(source, rule=rule), bytes_per_vector=size, cosine=cosine)
+    fitted.save(compressor)
+    console.print(
+        f"[bold]{escape(str(compressor))}[/bold]: {fitted.fidelity.bytes_per_vector:.3f} "
+        f"B a vector, cosine {fitted.fidelity.cosine_mean:.4f}"
+    )
+
+
+@app.command()
+def info(
+    store: Store,
+    quicklook: Annotated[
+        Path | None, typer.Option(help="Write the first three components as a PNG.")
+    ] = None,
+) -> None:
+    """Say what a store holds.
+
+    [bold]Example:[/bold] nec info out.zarr --quicklook out.png
+    """
+    from nec.archive import open_store
+
+    dataset = open_store(store)
+    own = dataset.nec.info
+    table = Table(title=escape(str(store)), show_header=False)
+    for name, array in dataset.data_vars.items():
+        sizes = ", ".join(f"{d} {n}" for d, n in array.sizes.items())
+        table.add_row(f"[bold]{name}[/bold]", f"{array.dtype} ({sizes})")
+    rows = {
+        "model": own.get("model"),
+        "rate": own.get("rate"),
+        "bands": ", ".join(own.get("bands", [])),
+        "sources": ", ".join(own.get("sources", [])),
+        "time": str(dataset.time.values[0]) if "time" in dataset.dims else None,
+        "CRS": dataset.spatial_ref.attrs.get("crs_wkt", "")[:60]
+        if "spatial_ref" in dataset.coords
+        else None,
+        "shards": ", ".join(f"{n} {k}" for k, n in own["tasks"].items())
+        if "tasks" in own
+        else "unfinished: run nec encode again",
+        "valid vectors": f"{own['vectors']:,}" if "vectors" in own else None,
+        "bytes a vector": own.get("bytes_per_vector"),
+        "payload": ", ".join(f"{k} {size_text(v)}" for k, v in own["payload_bytes"].items())
+        if "payload_bytes" in own
+        else None,
+        "cosine": own.get("cosine"),
+        "seam": own.get("seam"),
+        "basis": own.get("basis"),
+        "format version": own.get("format_version"),
+        "sealed": "yes" if "seal" in own else "no",
+    }
+    for key, value in rows.items():
+        if value not in (None, ""):
+            table.add_row(key, escape(str(value)))
+    console.print(table)
+    if quicklook is not None:
+        console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
+
+
+@app.command()
+def seal(store: Annotated[Path, typer.Argument(help="Finished store.")]) -> None:
+    """Publish a store: write the manifest of every object; it never changes after.
+
+    [bold]Example:[/bold] nec seal out.zarr
+    """
+    from nec.archive import seal as run
+
+    run(store)
+    console.print(f"[bold]{escape(str(store))}[/bold] is sealed")
+
+
+@app.command()
+def verify(store: Annotated[Path, typer.Argument(help="Store, sealed or not.")]) -> None:
+    """Check every object of a store; name what is missing or damaged.
+
+    [bold]Example:[/bold] nec verify out.zarr
+    """
+    from nec.archive import verify as run
+
+    report = run(store)
+    for problem in report.problems:
+        console.print(f"[red]{escape(str(problem))}[/red]")
+    if report.pending:
+        console.print(f"[yellow]not done yet: shards {', '.join(report.pending)}[/yellow]")
+    if report.failed:
+        console.print(f"[red]failed: shards {', '.join(report.failed)}[/red]")
+    if report.problems or report.pending or report.failed:
+        raise typer.Exit(1)
+    console.print(f"[bold]{escape(str(store))}[/bold]: all objects are as written")
+
+
+@app.command()
+def models() -> None:
+    """List the built-in models.
+
+    [bold]Example:[/bold] nec models
+    """
+    from nec.model import list_models, load_model
+
+    table = Table("model", "parameters", "bands", "dimensions", "patch", "rates (B a vector)")
+    for name in list_models():
+        model = load_model(name, precision="float32")
+        encoder = model.card["encoder"]
+        rates = (f"{r} {c.fidelity.bytes_per_vector:.2f}" for r, c in model.compressors.items())
+        table.add_row(
+            name,
+            f"{model.card['parameters'] / 1e6:.2f} M",
+            ", ".join(encoder["bands"]),
+            str(encoder["dim"]),
+            f"{encoder['patch_size']} px",
+            ", ".join(rates),
+        )
+    console.print(table)
+
+
+@app.command()
+def demo(
+    scene: Annotated[
+        Path | None, typer.Option(help="Scene to encode; a rendered one by default.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for everything.")] = Path("demo_output"),
+) -> None:
+    """Run the main job: encode a scene, open it, train a head, map the scene.
+
+    [bold]Example:[/bold] nec demo --scene landsat.tif --out demo_output
+    """
+    from nec.demo import run
+
+    with progress_bar("encoding") as progress:
+        outcome = run(scene, out, progress=progress)
+    for table in outcome.tables():
+        console.print(table)
+    console.print("[bold]Files:[/bold] " + ", ".join(escape(str(f)) for f in outcome.files))

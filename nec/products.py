@@ -1,0 +1,128 @@
+"""Embeddings of others: files of published products as features, by their decoding rules."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nec.errors import CompressorError
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a product's numbers become an embedding.
+
+    Attributes
+    ----------
+    dtype : str
+        Type of the numbers.
+    missing : int
+        The number that means missing.
+    decode : callable
+        From numbers as float32 to values.
+    source : str
+        Who says so.
+    """
+
+    dtype: str
+    missing: int
+    decode: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    source: str
+
+
+def _signed_square(numbers: NDArray[np.float32]) -> NDArray[np.float32]:
+    scaled = numbers / np.float32(127.5)
+    values: NDArray[np.float32] = np.sign(scaled) * scaled**2
+    return values
+
+
+#: Decoding rules by the name of the product.
+RULES = {
+    "alphaearth": Rule(
+        "int8",
+        -128,
+        _signed_square,
+        "AlphaEarth Foundations Satellite Embedding V1: sign(q) (q / 127.5)^2, -128 is missing",
+    ),
+}
+
+
+def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray:
+    """Read an array of embeddings.
+
+    Parameters
+    ----------
+    path : path
+        ``.npy`` of shape (y, x, feature); a GeoTIFF with a band for each feature; a Zarr store
+        with one variable of dims y, x and band (any order).
+    rule : str, optional
+        Name of a decoding rule (`RULES`) for a product of integers; floats need none.
+
+    Returns
+    -------
+    DataArray of dims (y, x, band), float32
+        NaN where missing; with coordinates and CRS where the file has them.
+
+    Raises
+    ------
+    CompressorError
+        If the file is none of these, or integers come without a rule.
+    """
+    path = Path(path)
+    if rule is not None and rule not in RULES:
+        raise CompressorError(f"there is no rule {rule!r}", f"choose among {', '.join(RULES)}")
+    try:
+        array = _read(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise CompressorError(
+            f"{path} cannot be read as embeddings ({error})", "give a .npy, .tif or .zarr"
+        ) from error
+    if set(array.dims) != {"y", "x", "band"}:
+        raise CompressorError(
+            f"{path} holds dims {array.dims} of sizes {tuple(array.sizes.values())}",
+            "give y, x and band (a .npy of shape (y, x, feature))",
+        )
+    array = array.transpose("y", "x", "band")
+    numbers = array.to_numpy()
+    if rule is not None:
+        chosen = RULES[rule]
+        if numbers.dtype != chosen.dtype:
+            raise CompressorError(
+                f"{path} holds {numbers.dtype}, the rule {rule!r} decodes {chosen.dtype}",
+                "leave out the rule, or give the product's own file",
+            )
+        values = chosen.decode(numbers.astype(np.float32))
+        values[(numbers == chosen.missing).any(-1)] = np.nan
+    elif numbers.dtype.kind == "f":
+        values = numbers.astype(np.float32)
+        nodata = array.attrs.get("_FillValue", array.encoding.get("_FillValue"))
+        if nodata is not None and not np.isnan(nodata):
+            values[(numbers == nodata).any(-1)] = np.nan
+    else:
+        raise CompressorError(
+            f"{path} holds {numbers.dtype}, a code and not the embedding",
+            f"name its decoding rule ({', '.join(RULES)}), or decode it first",
+        )
+    attributes = {"decoded": RULES[rule].source} if rule is not None else {}
+    decoded: xr.DataArray = array.copy(data=values).assign_attrs(attributes)
+    return decoded.rename(path.stem)
+
+
+def _read(path: Path) -> xr.DataArray:
+    if path.suffix == ".npy":
+        return xr.DataArray(np.load(path, allow_pickle=False), dims=("y", "x", "band"))
+    if path.suffix == ".zarr":
+        dataset = xr.open_zarr(path, consolidated=False)  # of others: with or without
+        names = [n for n, v in dataset.data_vars.items() if {"y", "x", "band"} == set(v.dims)]
+        if len(names) != 1:
+            raise ValueError(f"{len(names)} variables have dims y, x and band: {names}")
+        loaded: xr.DataArray = dataset[names[0]].load()
+        return loaded
+    import rioxarray
+
+    opened: Any = rioxarray.open_rasterio(path)
+    return xr.DataArray(opened)

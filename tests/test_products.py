@@ -1,0 +1,82 @@
+"""Embeddings of others go in by file and come out of a store."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from conftest import RasterWriter
+from typer.testing import CliRunner
+
+from nec.cli import app
+from nec.errors import CompressorError
+from nec.products import open_embedding
+
+
+def smooth(bands: int = 6) -> np.ndarray:
+    """Smooth fields (band, y, x) of unit vectors."""
+    y, x = np.mgrid[:70, :50] / 40
+    fields = np.stack([np.cos((1 + b) * y + b * x + b) / (1 + b) for b in range(bands)])
+    return (fields / np.linalg.norm(fields, axis=0)).astype(np.float32)
+
+
+def run(*arguments: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_an_int8_product_through_the_command_line(
+    write_raster: RasterWriter, tmp_path: Path
+) -> None:
+    values = smooth()
+    numbers = np.rint(np.sign(values) * np.sqrt(np.abs(values)) * 127.5).clip(-127, 127)
+    numbers[:, :4, :6] = -128
+    product = write_raster("product.tif", numbers.astype(np.int8))
+    fitted, store = tmp_path / "c.json", tmp_path / "s.zarr"
+    assert "cosine" in run("fit", product, fitted, "--cosine", "0.995", "--rule", "alphaearth")
+    assert "vectors" in run("encode", product, store, "--model", fitted, "--rule", "alphaearth")
+    dataset = xr.open_zarr(store)
+    features = dataset.nec.features()
+    array = open_embedding(product, rule="alphaearth")
+    decoded = features.sel(y=array.y, x=array.x).transpose("y", "x", "feature").to_numpy()
+    assert np.array_equal(np.isnan(decoded), np.isnan(array.to_numpy()))
+    assert np.isnan(decoded[:4, :6]).all()
+    original = array.to_numpy()
+    cosine = (decoded * original).sum(-1) / (
+        np.linalg.norm(decoded, axis=-1) * np.linalg.norm(original, axis=-1)
+    )
+    assert np.nanmean(cosine) == pytest.approx(0.995, abs=0.003)
+
+
+def test_files_of_floats(tmp_path: Path) -> None:
+    values = np.moveaxis(smooth(), 0, -1)
+    np.save(tmp_path / "a.npy", values)
+    assert np.array_equal(open_embedding(tmp_path / "a.npy"), values)
+    dataset = xr.Dataset({"e": (("band", "y", "x"), smooth())})
+    dataset.to_zarr(tmp_path / "a.zarr", consolidated=False)
+    assert np.array_equal(open_embedding(tmp_path / "a.zarr"), values)
+    assert "B a vector" in run("fit", tmp_path / "a.npy", tmp_path / "c.json", "--bytes", "0.5")
+
+
+def test_what_is_no_embedding_says_why(write_raster: RasterWriter, tmp_path: Path) -> None:
+    numbers = write_raster("n.tif", np.ones((3, 8, 8), np.int8))
+    with pytest.raises(CompressorError, match="a code and not the embedding"):
+        open_embedding(numbers)
+    with pytest.raises(CompressorError, match="no rule 'clay'"):
+        open_embedding(numbers, rule="clay")
+    np.save(tmp_path / "flat.npy", np.ones((4, 3), np.float32))
+    with pytest.raises(CompressorError, match="cannot be read"):
+        open_embedding(tmp_path / "flat.npy")
+    np.save(tmp_path / "f.npy", np.ones((4, 3, 2), np.float32))
+    with pytest.raises(CompressorError, match="decodes int8"):
+        open_embedding(tmp_path / "f.npy", rule="alphaearth")
+
+
+@pytest.mark.shared
+def test_the_alphaearth_crop(shared: Path) -> None:
+    crop = shared / "embeddings" / "alphaearth_dense" / "alphaearth_wisconsin_2024_int8.tif"
+    array = open_embedding(crop, rule="alphaearth")
+    assert array.shape == (99, 99, 64)
+    norm = np.linalg.norm(array.to_numpy(), axis=-1)
+    assert np.abs(norm - 1).max() < 0.02
