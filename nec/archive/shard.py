@@ -17,6 +17,7 @@ _ABSENT = 2**64 - 1
 _CRC = 4
 
 Encode = Callable[[NDArray[np.float32]], bytes]
+Decode = Callable[[bytes, tuple[int, ...]], NDArray[np.float32]]
 
 
 def with_checksum(data: bytes) -> bytes:
@@ -98,6 +99,25 @@ def chunks_of(array: ArrayLayout, data: bytes) -> Iterator[tuple[tuple[int, ...]
         chunk = data[offset : offset + length]
         inside = offset + length <= len(data) - size
         yield index, chunk[:-_CRC] if inside and _checksum_holds(chunk) else None
+
+
+def decode_object(
+    array: ArrayLayout, data: bytes, region: tuple[int, ...], decode: Decode
+) -> NDArray[np.float32]:
+    """Decode an object to a task's part of the array, NaN where missing.
+
+    Raises
+    ------
+    StoreError
+        A chunk or the index is damaged.
+    """
+    values = np.full(array.object_shape, np.nan, np.float32)
+    for index, chunk in chunks_of(array, data):
+        if chunk is None:
+            raise StoreError(f"chunk {index} does not match its checksum", "write it again")
+        at = tuple(slice(i * c, (i + 1) * c) for i, c in zip(index, array.chunk, strict=True))
+        values[at] = decode(chunk, array.chunk)
+    return values[tuple(slice(size) for size in region)]
 
 
 def damage(array: ArrayLayout, data: bytes) -> list[str]:

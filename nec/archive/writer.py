@@ -15,7 +15,7 @@ from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout, Layout
 from nec.archive.metadata import canonical, merge, stamp_root
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
-from nec.archive.shard import encode_object
+from nec.archive.shard import decode_object, encode_object
 from nec.archive.temporaries import put, tidy
 from nec.errors import StoreError
 
@@ -188,6 +188,15 @@ class StoreWriter:
         StoreError
             The shape does not fit, or the store already holds other bytes for this task.
         """
+        return self.commit(task, self.encode(task, embedding, scene_embedding), figures=figures)
+
+    def encode(
+        self,
+        task: Task,
+        embedding: NDArray[np.float32] | None,
+        scene_embedding: NDArray[np.float32] | None,
+    ) -> dict[str, bytes]:
+        """Code a task to the bytes of its objects, by key; see `write`."""
         parts = {"embedding": embedding, "scene_embedding": scene_embedding}
         objects: dict[str, bytes] = {}
         for array in self.layout.arrays():
@@ -196,6 +205,24 @@ class StoreWriter:
                 objects[array.key(task)] = data
         if left := [name for name, values in parts.items() if values is not None]:
             raise StoreError(f"{self.path} has no {left[0]}", "pass None for it")
+        return objects
+
+    def decode(self, task: Task, objects: Mapping[str, bytes]) -> NDArray[np.float32]:
+        """Decode a task's `embedding` from its coded objects, NaN where missing."""
+        array = self.layout.embedding
+        if array is None or array.key(task) not in objects:
+            raise StoreError(f"task {task.name} has no embedding", "encode one first")
+        decode = self._codecs[array.name].decode_array  # type: ignore[attr-defined]
+        return decode_object(array, objects[array.key(task)], array.region(task), decode)
+
+    def commit(
+        self,
+        task: Task,
+        objects: Mapping[str, bytes],
+        *,
+        figures: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """Put a task's coded objects, and its receipt last; see `write`."""
         receipt = Receipt(
             task,
             "written" if objects else "missing",

@@ -189,7 +189,7 @@ def _run(
     def work(task: Task) -> None:
         nonlocal done
         try:
-            _encode_task(job, writer, codec, task)
+            _encode_task(job, writer, task)
         except (NecError, OSError) as error:
             log.warning("task %s failed: %s", task.name, error)
             writer.fail(task, str(error))
@@ -241,15 +241,18 @@ def _one_torch_thread(*, active: bool) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _encode_task(job: Job, writer: StoreWriter, codec: NecCodec, task: Task) -> None:
+def _encode_task(job: Job, writer: StoreWriter, task: Task) -> None:
     features = job.features(task)
     embedding = rotate(features, job.compressor.basis)
     if np.isnan(embedding).any(-3).all():
         writer.write(task, None, None)
         return
     pooled = rotate(job.pooled(features), job.compressor.basis)
-    figures = task_figures(features, embedding, codec, job)
-    writer.write(task, embedding, pooled, figures=figures)
+    objects = writer.encode(task, embedding, pooled)
+    # What is measured is what a reader will get: the coded bytes, decoded.
+    decoded = writer.decode(task, objects).reshape(embedding.shape)
+    figures = task_figures(features, embedding, decoded, job.tokens_per_chip)
+    writer.commit(task, objects, figures=figures)
 
 
 def _without_nan(value: Any) -> Any:

@@ -1,6 +1,5 @@
 """What a run measures of itself: fidelity, seams, sizes; kept in receipts, added up at the end."""
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.archive import StoreWriter
-from nec.codec import NecCodec
 from nec.encoders.tiling import neighbour_cosines
-from nec.production.job import Job
 
 
 @dataclass(frozen=True)
@@ -54,40 +51,36 @@ class EncodeReport:
 
 
 def task_figures(
-    features: NDArray[np.float32], embedding: NDArray[np.float32], codec: NecCodec, job: Job
+    features: NDArray[np.float32],
+    embedding: NDArray[np.float32],
+    decoded: NDArray[np.float32],
+    tokens_per_chip: int | None,
 ) -> dict[str, Any]:
-    """Measure a task: what the codec does to its vectors, and its seams."""
-    assert job.layout.embedding is not None
-    chunk = job.layout.embedding.chunk
-    # Chunks are coded alone: decode them so. The leading dimension of a scene is not split.
-    step = (chunk[0] if embedding.ndim == 4 else 0, *chunk[-2:])
-    cosines = []
-    for part in _chunks(embedding, step):
-        decoded = codec.decode_array(codec.encode_array(part), part.shape)
-        a, b = (np.moveaxis(v.astype(np.float64), -3, -1) for v in (part, decoded))
-        norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        cosine = (a * b).sum(-1) / np.where(norms > 0, norms, 1)
-        cosines.append(cosine[~np.isnan(cosine)])
-    cosine = np.concatenate(cosines)
+    """Measure a task: what the codec does to its vectors, and its seams.
+
+    Parameters
+    ----------
+    features, embedding : ndarray of shape ([sample,] band, y, x), float32
+        Before and after rotation.
+    decoded : ndarray of float32
+        What a reader will get for `embedding`.
+    tokens_per_chip : int or None
+        Distance from chip to chip, tokens; None where an image is not cut.
+    """
+    a, b = (np.moveaxis(v.astype(np.float64), -3, -1) for v in (embedding, decoded))
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosine = (a * b).sum(-1) / np.where(norms > 0, norms, 1)
+    cosine = cosine[~np.isnan(cosine)]
     figures: dict[str, Any] = {
         "vectors": len(cosine),
         "cosine_sum": round(float(cosine.sum()), 6),
         "cosine_p01": round(float(np.quantile(cosine, 0.01)), 6),
         "cosine_min": round(float(cosine.min()), 6),
     }
-    if job.tokens_per_chip is not None:
-        total, pairs = neighbour_cosines(features, job.tokens_per_chip)
+    if tokens_per_chip is not None:
+        total, pairs = neighbour_cosines(features, tokens_per_chip)
         figures["neighbours"] = [[round(t, 6) for t in total.tolist()], pairs.tolist()]
     return figures
-
-
-def _chunks(values: NDArray[np.float32], step: Sequence[int]) -> Iterator[NDArray[np.float32]]:
-    samples = range(0, len(values), step[0]) if step[0] else [None]
-    for s in samples:
-        part = values if s is None else values[s : s + step[0]]
-        for y in range(0, values.shape[-2], step[1]):
-            for x in range(0, values.shape[-1], step[2]):
-                yield part[..., y : y + step[1], x : x + step[2]]
 
 
 def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
