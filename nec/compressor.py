@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 # Edge of the pieces that a sample is cut into: an inner chunk of a store.
 CHUNK = 128
+# Version of the file that `Compressor.save` writes.
+FILE_VERSION = 1
 _SHAPE = struct.Struct("<4I")
 
 
@@ -113,8 +115,8 @@ class Compressor:
         block : {1, 2, 4, 8, 16}
             Edge of a transform block, tokens.
         gamma : float
-            Steps are proportional to variance ** gamma: 0 serves the mean squared error,
-            1/8 gave the best accuracy of heads at equal bytes.
+            Steps are proportional to variance ** gamma: 0 serves the mean squared error, more
+            keeps weak components finer at the expense of strong ones.
         lagrangian : float
             Squared error, in steps, that the encoder takes for a bit saved; 0 rounds to the
             nearest.
@@ -229,7 +231,7 @@ class Compressor:
     def to_dict(self) -> dict[str, Any]:
         """Return the compressor as JSON types."""
         return {
-            "nec_compressor": 1,
+            "nec_compressor": FILE_VERSION,
             "basis": {"shape": list(self.basis.shape), "float32": pack(self.basis)},
             "coding": self.coding.to_dict(),
             "scene_coding": self.scene_coding.to_dict(),
@@ -251,10 +253,9 @@ class Compressor:
         """
         try:
             data = json.loads(Path(path).read_text())
-            known = {1: tuple(data["basis"]["shape"])}  # by version of the file
-            shape = known[data["nec_compressor"]]
+            version, shape = data["nec_compressor"], tuple(data["basis"]["shape"])
             basis = unpack(data["basis"]["float32"], "float32", shape)
-            return cls(
+            compressor = cls(
                 basis.astype(np.float32),
                 Coding.from_dict(data["coding"]),
                 Coding.from_dict(data["scene_coding"]),
@@ -264,6 +265,12 @@ class Compressor:
             raise CompressorError(
                 f"{path} is not a compressor ({error})", "give a file that Compressor.save wrote"
             ) from error
+        if version != FILE_VERSION:
+            raise CompressorError(
+                f"{path} is a compressor of version {version!r}, this package reads {FILE_VERSION}",
+                "pip install --upgrade nec",
+            )
+        return compressor
 
 
 def hash_basis(basis: NDArray[np.float32]) -> str:

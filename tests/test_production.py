@@ -68,7 +68,9 @@ def test_what_the_store_says_of_itself(store: Path, model: Model, tmp_path: Path
     assert info["basis"] == model.basis_hash
     assert info["bands"] == list(model.encoder.bands)
     assert 0.9 < info["cosine"]["mean"] <= 1
-    assert info["seam"]["cosine_worst_phase"] <= info["seam"]["cosine_inside"]
+    # No phase of a chip shows as a seam: neighbours differ there no more than elsewhere.
+    seam = info["seam"]
+    assert 1 - seam["cosine_worst_phase"] < 1.6 * (1 - seam["cosine_inside"])
     payload = sum(len(data) for key, data in objects(store).items() if "embedding/c/" in key)
     assert sum(info["payload_bytes"].values()) == payload
     assert payload < 2.0 * info["vectors"]

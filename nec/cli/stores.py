@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nec.cli.terminal import Store, app, console, progress_bar
 from nec.demo import size_text
-from nec.errors import HeadError
+from nec.errors import CompressorError
 
 
 def _parse_bands(text: str | None) -> Any:
@@ -74,7 +74,7 @@ def encode(
 
         thing, used = open_embedding(source[0], rule=rule), Compressor.load(model)
     elif rule is not None:
-        raise HeadError(f"--rule {rule} goes with a compressor", "give --model FILE.json")
+        raise CompressorError(f"--rule {rule} goes with a compressor", "give --model FILE.json")
     with progress_bar(f"encoding to {store.name}") as progress:
         report = run(
             thing,
