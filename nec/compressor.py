@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 
 # Edge of the pieces that a sample is cut into: an inner chunk of a store.
 CHUNK = 128
+# Edge of the blocks of pooled vectors, cells; and of those that spectra are taken over, tokens.
+SCENE_BLOCK, SPECTRUM = 16, 16
 # Version of the file that `Compressor.save` writes.
-FILE_VERSION = 1
+FILE_VERSION = 2
 _SHAPE = struct.Struct("<4I")
 
 
@@ -87,11 +89,13 @@ class Compressor:
         bytes_per_vector: float | None = None,
         cosine: float | None = None,
         basis: NDArray[np.float32] | None = None,
-        scenes: ArrayLike | None = None,
+        scenes: ArrayLike | Sequence[ArrayLike] | None = None,
         scene_bytes: float = 20.0,
-        block: int = 16,
-        gamma: float = 0.125,
+        block: int = 64,
+        gamma: float = 0.0,
+        whitening: float = 0.25,
         lagrangian: float = 0.12,
+        min_cosine: float = 0.0,
     ) -> "Compressor":
         """Fit a compressor to a sample of features, at a size or at a fidelity.
 
@@ -107,19 +111,26 @@ class Compressor:
             two is needed.
         basis : ndarray of shape (feature, component), optional
             Rotation to keep; fitted to the sample by default.
-        scenes : array of shape (n, feature), optional
-            Pooled features that `scene_coding` is fitted to; means of 16 x 16 tokens of the
-            sample by default.
+        scenes : array of shape (n, feature) or as `sample`, or a sequence of them, optional
+            Pooled features that `scene_coding` is fitted to, alone or on grids of cells; means
+            of 16 x 16 tokens of the sample by default.
         scene_bytes : float
             Bytes of a pooled vector, or fewer where the sample needs no more.
-        block : {1, 2, 4, 8, 16}
+        block : {1, 2, 4, 8, 16, 32, 64}
             Edge of a transform block, tokens.
         gamma : float
             Steps are proportional to variance ** gamma: 0 serves the mean squared error, more
             keeps weak components finer at the expense of strong ones.
+        whitening : float
+            How much each spatial frequency's share of the covariance is levelled before the
+            rotation is fitted, see `klt`; of no effect with `basis`.
         lagrangian : float
             Squared error, in steps, that the encoder takes for a bit saved; 0 rounds to the
             nearest.
+        min_cosine : float
+            Smallest cosine between any vector and its decoded self; blocks that hold a worse one
+            are coded finer. Two zero vectors agree (1), a zero vector and another do not (0). 0
+            for no guarantee, at most 0.99999.
 
         Raises
         ------
@@ -140,7 +151,7 @@ class Compressor:
             raise CompressorError(
                 "a compressor is fitted to bytes_per_vector= or to cosine=", "give one of them"
             )
-        rotation = klt(features) if basis is None else np.asarray(basis, np.float32)
+        rotation = klt(pieces, whitening) if basis is None else np.asarray(basis, np.float32)
         variance = (features @ rotation).var(0)
         if not variance.max() > 0:
             raise CompressorError(
@@ -155,17 +166,20 @@ class Compressor:
             lagrangian=lagrangian,
             bytes_per_vector=bytes_per_vector,
             cosine=cosine,
+            min_cosine=min_cosine,
         )
-        pooled = _pool(pieces) if scenes is None else np.asarray(scenes, np.float32)
+        cells = _pool(pieces) if scenes is None else _cells(scenes)
+        pooled = np.concatenate([_vectors(c) for c in cells])
+        pooled = pooled[~np.isnan(pooled).any(1)]
         variance = (pooled @ rotation).var(0)
         # A sample of one cell varies nowhere: then the tokens' steps have to do.
         variance = variance if variance.max() > 0 else (features @ rotation).var(0)
         scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
         scene_coding, _ = fit_coding(
-            [(pooled @ rotation)[:, :, None, None]],
+            [rotate(np.moveaxis(c, -1, 1), rotation) for c in cells],
             relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
-            block=1,
-            lagrangian=0.0,
+            block=SCENE_BLOCK,
+            lagrangian=lagrangian,
             # The fixed bytes of a chunk weigh on a small sample.
             bytes_per_vector=scene_bytes + 64 / len(pooled),
         )
@@ -296,14 +310,59 @@ def rotate(features: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray
     return np.ascontiguousarray(rotated, np.float32)
 
 
-def klt(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the uncentred KLT of features (n, feature): orthonormal columns, largest first.
+def klt(pieces: Sequence[NDArray[np.float32]], whitening: float = 0.25) -> NDArray[np.float32]:
+    """Return an uncentred KLT of features: orthonormal columns, the strongest first.
 
-    Each column's largest entry is positive, so that the basis does not hang on the solver.
+    Neighbouring vectors say nearly the same, so a plain covariance rests on few independent
+    ones, and its weak directions are noise. Fine structure is independent sooner: each spatial
+    frequency's covariance counts by the power -`whitening` of its variance [1]_.
+
+    Parameters
+    ----------
+    pieces : sequence of ndarray of shape (sample, y, x, feature), float32
+        NaN is missing.
+    whitening : float
+        0 for the plain KLT, 1 to let all frequencies count alike.
+
+    Returns
+    -------
+    ndarray of shape (feature, component), float32
+        Each column's largest entry is positive, so that the basis does not hang on the solver.
+
+    References
+    ----------
+    .. [1] Flury, Common Principal Components in k Groups, JASA 79 (1984): one rotation for
+       several covariances, whose likelihood weighs each by its inverse variance.
     """
-    second = features.astype(np.float64).T @ features / len(features)
-    _, vectors = np.linalg.eigh(second)
-    vectors = vectors[:, ::-1]
+    from nec.codec.decisions import Transformed
+
+    dim, rings = pieces[0].shape[-1], 2 * SPECTRUM - 1
+    second, total = np.zeros((rings, dim, dim)), np.zeros((rings, dim))
+    count = np.zeros(rings)
+    u, v = np.mgrid[:SPECTRUM, :SPECTRUM]
+    for piece in pieces:
+        values = np.ascontiguousarray(np.moveaxis(piece, -1, 1), np.float32)
+        spectrum = Transformed(values, SPECTRUM)
+        box = spectrum.partition.box.reshape(-1, 4)
+        coefficients = spectrum.coefficients.reshape(-1, dim, SPECTRUM, SPECTRUM)
+        inside = (u < (box[:, 1] - box[:, 0])[:, None, None]) & (
+            v < (box[:, 3] - box[:, 2])[:, None, None]
+        )
+        for ring in range(rings):
+            part = inside & (u + v == ring)
+            vectors = np.moveaxis(coefficients, 1, -1)[part].astype(np.float64)
+            second[ring] += vectors.T @ vectors
+            total[ring] += vectors.sum(0)
+            count[ring] += len(vectors)
+    seen = count > 0
+    mean = total[seen] / count[seen, None]
+    power = np.trace(second[seen], axis1=1, axis2=2) / count[seen] - (mean**2).sum(1)
+    # Relative, so that the powers of constant samples stay finite.
+    power = np.maximum(power / max(power.max(), 1e-30), 1e-9)
+    weighed = (second[seen] * power[:, None, None] ** -whitening).sum(0)
+    _, vectors = np.linalg.eigh(weighed)
+    energy = np.einsum("ij,ik,kj->j", vectors, second.sum(0), vectors)
+    vectors = vectors[:, np.argsort(-energy, kind="stable")]
     largest = np.abs(vectors).argmax(0)
     vectors = vectors * np.sign(vectors[largest, np.arange(vectors.shape[1])])
     return np.ascontiguousarray(vectors, np.float32)
@@ -337,8 +396,18 @@ def _vectors(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.reshape(-1, values.shape[-1])
 
 
-def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> NDArray[np.float32]:
-    """Return means of cells of the pieces, shape (n, feature), over their valid vectors."""
+def _cells(scenes: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
+    """Return pooled features as arrays (sample, y, x, feature); lone vectors as 1 x 1."""
+    arrays = scenes if isinstance(scenes, list | tuple) else [scenes]
+    cells = []
+    for array in arrays:
+        values = np.asarray(array, np.float32)
+        cells += _pieces(values[:, None, None, :] if values.ndim == 2 else values)
+    return cells
+
+
+def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> list[NDArray[np.float32]]:
+    """Return means of cells of the pieces over their valid vectors, NaN where there is none."""
     pooled = []
     for values in pieces:
         n, h, w, d = values.shape
@@ -346,6 +415,6 @@ def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> NDArray[np.float
         cut = values[:, : h - h % ch, : w - w % cw]
         cells = cut.reshape(n, h // ch, ch, w // cw, cw, d)
         count = (~np.isnan(cells)).sum((2, 4))
-        means = (np.nansum(cells, (2, 4)) / np.maximum(count, 1)).reshape(-1, d)
-        pooled.append(means[(count > 0).all(-1).ravel()].astype(np.float32))
-    return np.concatenate(pooled)
+        means = np.nansum(cells, (2, 4)) / np.where(count > 0, count, np.nan)
+        pooled.append(means.astype(np.float32))
+    return pooled

@@ -3,7 +3,8 @@
 numpy and numba only, and numba only when something is coded or decoded.
 """
 
-from nec.codec.coding import FORMAT_VERSION, Coding
+from nec.codec.coding import Coding
+from nec.codec.container import FORMAT_VERSION
 from nec.codec.zarr_codec import NecCodec
 
 __all__ = ["FORMAT_VERSION", "Coding", "NecCodec"]

@@ -1,270 +1,153 @@
 """A chunk of embeddings to bytes and back."""
 
 import struct
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nec.codec.coding import FORMAT_VERSION, Coding
-from nec.codec.contexts import LARGEST, Geometry, Parameters, geometry
+from nec.codec.coding import Coding
+from nec.codec.container import (
+    MASK,
+    PART_NAMES,
+    PATCHES,
+    REFINEMENTS,
+    VERBATIM,
+    assemble,
+    take_apart,
+)
+from nec.codec.contexts import REFINEMENTS as MOST_REFINEMENTS
+from nec.codec.contexts import scan_of
 from nec.codec.mask import decode_mask, encode_mask
-from nec.codec.model import decode_traversal, encode_traversal, most_events
-from nec.codec.rans import encode_events
-from nec.codec.transform import OUTPUT_BITS, cosine_matrix, forward, integer_matrix, inverse
+from nec.codec.model import Blocks, new_state
+from nec.codec.partition import Partition, blocks_of, partition_of
+from nec.codec.patches import decode_patches, encode_patches
+from nec.codec.rans import encode_events, open_stream, read_bits, read_symbol
+from nec.codec.transform import OUTPUT_BITS, fits, integer_matrices, inverse
+from nec.codec.traversal import decode_segment
 from nec.errors import ChunkError
 
-# version, flags, digest of the coding; then the optional parts that the flags announce.
-_HEADER = struct.Struct("<BB8s")
+if TYPE_CHECKING:
+    from nec.codec.decisions import Decided
+
 _COUNT = struct.Struct("<I")
-_HAS_MASK, _HAS_VERBATIM = 1, 2
+NO_PATCHES = (np.full((0, 0, 0), -1, np.int32), np.empty((0, 0), np.int32))
 
 
 @njit(cache=True, nogil=True)
-def _transform(
-    values: NDArray[np.float32],
-    valid: NDArray[np.bool_],
-    matrix: NDArray[np.float64],
-    coefficients: NDArray[np.float32],
+def _patch(
+    patch_of: NDArray[np.int32], patches: NDArray[np.int32], b: int, values: NDArray[np.int64]
 ) -> None:
-    """Transform every block that holds a valid token.
-
-    Missing tokens take the mean of the valid ones of their block; the margin of a chunk that
-    is no multiple of the block counts as missing.
-    """
-    block = matrix.shape[0]
-    samples, rows, columns, bands, _ = coefficients.shape
-    height, width = values.shape[2:]
-    tile = np.empty((bands, block, block), np.float32)
-    for s in range(samples):
-        for by in range(rows):
-            for bx in range(columns):
-                y0, x0 = by * block, bx * block
-                h, w = min(block, height - y0), min(block, width - x0)
-                seen = valid[s, y0 : y0 + h, x0 : x0 + w]
-                count = int(seen.sum())
-                if count == 0:
-                    continue
-                for b in range(bands):
-                    total = 0.0
-                    for y in range(h):
-                        for x in range(w):
-                            if seen[y, x]:
-                                total += values[s, b, y0 + y, x0 + x]
-                    mean = np.float32(total / count)
-                    for y in range(block):
-                        for x in range(block):
-                            if y < h and x < w and seen[y, x]:
-                                tile[b, y, x] = values[s, b, y0 + y, x0 + x]
-                            else:
-                                tile[b, y, x] = mean
-                forward(tile, matrix, coefficients[s, by, bx])
-
-
-@njit(cache=True, nogil=True)
-def _quantise(
-    coefficients: NDArray[np.float32],
-    steps: NDArray[np.float32],
-    coded: NDArray[np.bool_],
-    verbatim: NDArray[np.bool_],
-    symbols: NDArray[np.int32],
-) -> None:
-    """Round coded blocks to steps; those out of range move from `coded` to `verbatim`."""
-    samples, rows, columns, bands, size = coefficients.shape
-    for s in range(samples):
-        for y in range(rows):
-            for x in range(columns):
-                if not coded[s, y, x]:
-                    continue
-                for b in range(bands):
-                    step = np.float64(steps[b])
-                    for p in range(size):
-                        c = coefficients[s, y, x, b, p] / step
-                        magnitude = np.floor(abs(c) + 0.5)
-                        if not magnitude < LARGEST:
-                            coded[s, y, x] = False
-                            break
-                        q = np.int32(magnitude)
-                        symbols[s, y, x, b, p] = -q if c < 0 else q
-                    if not coded[s, y, x]:
-                        symbols[s, y, x] = 0
-                        verbatim[s, y, x] = True
-                        break
+    """Add the half steps of patched tokens."""
+    for y in range(values.shape[0]):
+        for x in range(values.shape[1]):
+            if patch_of[y, x] >= 0:
+                values[y, x] += np.int64(patches[patch_of[y, x], b]) << (OUTPUT_BITS - 1)
 
 
 @njit(cache=True, nogil=True)
 def _reconstruct(
     symbols: NDArray[np.int32],
     extent: NDArray[np.uint8],
-    coded: NDArray[np.bool_],
+    blocks: Blocks,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    box: NDArray[np.int64],
     offsets: NDArray[np.int64],
-    matrix: NDArray[np.int64],
+    matrices: NDArray[np.int32],
     scale: NDArray[np.float32],
-    valid: NDArray[np.bool_],
+    root: np.float32,
+    patch_of: NDArray[np.int32],
+    patches: NDArray[np.int32],
     out: NDArray[np.float32],
 ) -> None:
-    block = matrix.shape[0]
-    samples, rows, columns, bands, _ = symbols.shape
-    height, width = out.shape[2:]
-    tile = np.empty((bands, block, block), np.float32)
+    """Write the decoded values of coded blocks; all else is left."""
+    block = matrices.shape[1]
+    half, tile = np.empty((block, block), np.int32), np.empty((block, block), np.int32)
+    wide_half, wide_tile = np.empty((block, block), np.int64), np.empty((block, block), np.int64)
+    samples, bands = out.shape[:2]
+    largest = np.empty(block + 1, np.int64)
+    for n in range(1, block + 1):
+        largest[n] = np.abs(matrices[n, :n, :n]).max()
     for s in range(samples):
-        for by in range(rows):
-            for bx in range(columns):
-                y0, x0 = by * block, bx * block
-                h, w = min(block, height - y0), min(block, width - x0)
-                if not coded[s, by, bx]:
-                    out[s, :, y0 : y0 + h, x0 : x0 + w] = np.nan
+        for r in range(len(rows) - 1):
+            for c in range(len(columns) - 1):
+                if not blocks.coded[s, r, c]:
                     continue
-                inverse(symbols[s, by, bx], extent[s, by, bx], offsets, matrix, scale, tile)
-                whole = bool(valid[s, y0 : y0 + h, x0 : x0 + w].all())
+                y0, y1, x0, x1 = box[s, r, c]
+                height, width = y1 - y0, x1 - x0
+                down, across = matrices[height], matrices[width]
+                refinement = blocks.refinement[s, r, c]
+                finer = np.float32(2.0 ** -(refinement >> 1))
+                patched = len(patches) > 0 and patch_of[s, y0:y1, x0:x1].max() >= 0
                 for b in range(bands):
-                    for y in range(h):
-                        for x in range(w):
-                            if whole or valid[s, y0 + y, x0 + x]:
-                                out[s, b, y0 + y, x0 + x] = tile[b, y, x]
-                            else:
-                                out[s, b, y0 + y, x0 + x] = np.nan
+                    target = out[s, b, y0:y1, x0:x1]
+                    k, m = np.int64(extent[s, r, c, b, 0]), np.int64(extent[s, r, c, b, 1])
+                    if k == 0 and not patched:
+                        target[:] = 0
+                        continue
+                    factor = scale[b] * finer
+                    if refinement & 1:
+                        factor = factor * root
+                    here = symbols[s, r, c, b]
+                    total = np.int64(0)
+                    for u in range(k):
+                        for v in range(m):
+                            total += abs(here[u * block + v])
+                    if not patched and fits(total, largest[height], largest[width]):
+                        values = tile[:height, :width]
+                        inverse(here, k, m, offsets, down, across, half, values)
+                        for y in range(height):
+                            for x in range(width):
+                                target[y, x] = np.float32(values[y, x]) * factor
+                        continue
+                    wide = wide_tile[:height, :width]
+                    inverse(here, k, m, offsets, down, across, wide_half, wide)
+                    if patched:
+                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide)
+                    for y in range(height):
+                        for x in range(width):
+                            target[y, x] = np.float32(wide[y, x]) * factor
 
 
-def _blocks(valid: NDArray[np.bool_], block: int) -> NDArray[np.bool_]:
-    """Return which blocks hold a valid token, shape (sample, row, column)."""
-    margin = [(0, 0)] + [(0, -n % block) for n in valid.shape[1:]]
-    padded = np.pad(valid, margin)
-    s, h, w = padded.shape
-    cut = padded.reshape(s, h // block, block, w // block, block)
-    return np.asarray(cut.any(axis=(2, 4)), np.bool_)
+@njit(cache=True, nogil=True)
+def _blank(valid: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
+    for s in range(out.shape[0]):
+        for y in range(out.shape[2]):
+            for x in range(out.shape[3]):
+                if not valid[s, y, x]:
+                    out[s, :, y, x] = np.nan
 
 
-class Transformed:
-    """A chunk between the transform and the quantiser.
-
-    Parameters
-    ----------
-    values : ndarray of shape (sample, band, y, x), float32
-    block : int
-
-    Attributes
-    ----------
-    valid : ndarray of shape (sample, y, x), bool
-        A vector with any component missing is missing.
-    coefficients : ndarray of shape (sample, row, column, band, block**2), float32
-
-    Raises
-    ------
-    ChunkError
-        If a value is infinite.
-    """
-
-    def __init__(self, values: NDArray[np.float32], block: int) -> None:
-        if bool(np.isinf(values).any()):
-            raise ChunkError(
-                "the embedding holds infinities", "replace them, or set them to NaN (missing)"
-            )
-        self.block = block
-        self.valid: NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=1))
-        self.occupied = _blocks(self.valid, block)
-        self.coefficients = np.zeros(
-            (*self.occupied.shape, values.shape[1], block * block), np.float32
-        )
-        _transform(values, self.valid, cosine_matrix(block), self.coefficients)
-
-    def quantise(self, steps: NDArray[np.float32]) -> "Quantised":
-        """Round to the nearest step."""
-        symbols = np.zeros(self.coefficients.shape, np.int32)
-        coded, verbatim = self.occupied.copy(), np.zeros_like(self.occupied)
-        _quantise(self.coefficients, steps, coded, verbatim, symbols)
-        return Quantised(self.valid, symbols, coded, verbatim)
-
-    def decide(
-        self, coding: Coding, parameters: Parameters, cost: NDArray[np.float32], scan: Geometry
-    ) -> "Decided":
-        """Quantise by rate and distortion, and list the events that code it.
-
-        Parameters
-        ----------
-        coding : Coding
-            Steps, offsets and the worth of a bit.
-        parameters : Parameters
-            Of the contexts.
-        cost : ndarray of shape (context, symbol), float32
-            Bits of every symbol; zeros where they are not known yet.
-        scan : Geometry
-        """
-        steps = np.array(coding.steps, np.float32)
-        quantised = self.quantise(steps)
-        most = most_events(quantised.symbols, len(scan.edges) - 1)
-        table, value = np.empty(most, np.int32), np.empty(most, np.int32)
-        count = encode_traversal(
-            self.coefficients,
-            steps,
-            coding.lagrangian,
-            np.array(coding.offsets, np.int64),
-            cost,
-            quantised.symbols,
-            quantised.coded,
-            scan.order,
-            scan.edges,
-            scan.ring,
-            *parameters,
-            table,
-            value,
-        )
-        return Decided(quantised, table[:count], value[:count])
-
-
-@dataclass(frozen=True)
-class Quantised:
-    """A chunk between the quantiser and the entropy coder.
-
-    Attributes
-    ----------
-    valid : ndarray of shape (sample, y, x), bool
-    symbols : ndarray of shape (sample, row, column, band, block**2), int32
-    coded : ndarray of shape (sample, row, column), bool
-        Blocks whose coefficients are coded.
-    verbatim : ndarray of shape (sample, row, column), bool
-        Blocks too large in magnitude for their steps, stored as float32.
-    """
-
-    valid: NDArray[np.bool_]
-    symbols: NDArray[np.int32]
-    coded: NDArray[np.bool_]
-    verbatim: NDArray[np.bool_]
-
-    def reconstruct(
-        self,
-        steps: NDArray[np.float32],
-        offsets: tuple[int, ...],
-        out: NDArray[np.float32],
-        extent: NDArray[np.uint8] | None = None,
-    ) -> None:
-        """Write the decoded values, NaN where missing, to `out` (sample, band, y, x).
-
-        Verbatim blocks come out as NaN: they are the caller's.
-        """
-        block = round(self.symbols.shape[-1] ** 0.5)
-        if extent is None:
-            extent = np.full(self.symbols.shape[:4], block, np.uint8)
-        _reconstruct(
-            self.symbols,
-            extent,
-            self.coded,
-            np.array(offsets, np.int64),
-            integer_matrix(block),
-            steps * np.float32(2.0**-OUTPUT_BITS),
-            self.valid,
-            out,
-        )
-
-
-class Decided(NamedTuple):
-    """A chunk as decided, and the events (table, value) that code it."""
-
-    quantised: Quantised
-    table: NDArray[np.int32]
-    value: NDArray[np.int32]
+def reconstruct(
+    symbols: NDArray[np.int32],
+    extent: NDArray[np.uint8],
+    blocks: Blocks,
+    partition: Partition,
+    valid: NDArray[np.bool_],
+    coding: Coding,
+    patches: tuple[NDArray[np.int32], NDArray[np.int32]],
+    out: NDArray[np.float32],
+) -> None:
+    """Write decoded values to `out` (sample, band, y, x): NaN where missing or not coded."""
+    if not (valid.all() and blocks.coded.all()):
+        out[:] = np.nan
+    _reconstruct(
+        symbols,
+        extent,
+        blocks,
+        *partition,
+        np.array(coding.offsets, np.int64),
+        integer_matrices(coding.block),
+        coding.step_values[: out.shape[1]] * np.float32(2.0**-OUTPUT_BITS),
+        np.float32(np.sqrt(0.5)),
+        *patches,
+        out,
+    )
+    if not valid.all():
+        _blank(valid, out)
 
 
 def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
@@ -286,6 +169,9 @@ def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
     ChunkError
         If the shape does not fit or a value is infinite.
     """
+    from nec.codec.decisions import Transformed
+    from nec.codec.guarantee import decide_within
+
     if values.ndim != 4 or values.shape[1] != coding.bands:
         raise ChunkError(
             f"a chunk of shape {values.shape} does not fit {coding.bands} bands",
@@ -293,56 +179,119 @@ def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
         )
     values = np.ascontiguousarray(values, np.float32)
     transformed = Transformed(values, coding.block)
-    scan = geometry(coding.block)
-    quantised, table, value = transformed.decide(coding, coding.parameters, coding.cost, scan)
-    flags, parts = 0, []
-    if not quantised.valid.all():
-        flags |= _HAS_MASK
-        mask = encode_mask(quantised.valid)
-        parts += [_COUNT.pack(len(mask)), mask.astype("<u4").tobytes()]
-        values = np.where(quantised.valid[:, None], values, np.float32(np.nan))
-    if quantised.verbatim.any():
-        flags |= _HAS_VERBATIM
-        index = np.flatnonzero(quantised.verbatim)
-        parts += [_COUNT.pack(len(index)), index.astype("<u4").tobytes()]
-        parts += [
-            np.ascontiguousarray(_block_of(values, quantised.verbatim.shape, int(i), coding.block))
-            .astype("<f4")
-            .tobytes()
-            for i in index
-        ]
-    words = encode_events(table, value, coding.cumulative)
-    header = _HEADER.pack(FORMAT_VERSION, flags, coding.digest)
-    return b"".join([header, *parts, words.astype("<u4").tobytes()])
+    if coding.min_cosine > 0:
+        return pack_chunk(decide_within(transformed, coding), coding)
+    return pack_chunk(transformed.decide(coding), coding)
 
 
-def _block_of(
-    values: NDArray[np.float32], grid: tuple[int, ...], index: int, block: int
-) -> NDArray[np.float32]:
-    """Return the view (band, y, x) of block number `index` of a grid of blocks."""
-    s, y, x = (int(i) for i in np.unravel_index(index, grid))
-    return values[s, :, y * block : (y + 1) * block, x * block : (x + 1) * block]
+def pack_chunk(decided: "Decided", coding: Coding) -> bytes:
+    """Return the bytes of a chunk whose coefficients are decided."""
+    parts: list[bytes | None] = [None] * len(PART_NAMES)
+    if not decided.valid.all():
+        parts[MASK] = encode_mask(decided.valid)
+    if decided.blocks.refinement.any():
+        parts[REFINEMENTS] = _pack_refinements(decided.blocks.refinement[decided.blocks.coded])
+    if decided.verbatim.any():
+        parts[VERBATIM] = _pack_verbatim(decided)
+    if decided.patches:
+        parts[PATCHES] = encode_patches(decided.patches)
+    for table, value in decided.events:
+        parts.append(encode_events(table, value, coding.cumulative))
+    return assemble(coding.digest, parts)
 
 
-class _Reader:
-    """A cursor over the bytes of a chunk that names what is cut short."""
+def _pack_refinements(refinement: NDArray[np.int64]) -> bytes:
+    """Code the refinement of every coded block: whether there is one, and which."""
+    plain = min(max(round(256 * float((refinement == 0).mean())), 1), 255)
+    table, value = [], []
+    for r in refinement.tolist():
+        table.append(0)
+        value.append(int(r > 0))
+        if r > 0:
+            table.append(-5)
+            value.append(r - 1)
+    cumulative = np.array([[0, plain << 8, 1 << 16]], np.uint32)
+    events = np.array(table, np.int32), np.array(value, np.int32)
+    return bytes([plain]) + encode_events(*events, cumulative)
 
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.at = data, 0
 
-    def take(self, size: int, what: str) -> memoryview:
-        if size < 0 or self.at + size > len(self.data):
-            raise ChunkError(
-                f"the chunk ends within its {what} ({len(self.data)} bytes)", "fetch it again"
-            )
-        self.at += size
-        return self.data[self.at - size : self.at]
+def _read_refinements(data: memoryview, coded: NDArray[np.bool_]) -> NDArray[np.int64]:
+    refinement = np.zeros(coded.shape, np.int64)
+    intact = len(data) > 0 and data[0] > 0
+    if intact:
+        cumulative = np.array([[0, data[0] << 8, 1 << 16]], np.uint32)
+        intact = _decode_refinements(*open_stream(data[1:]), cumulative, coded, refinement)
+    if not intact or (refinement >= MOST_REFINEMENTS).any():
+        raise ChunkError("the chunk's refinements do not decode", "fetch it again")
+    return refinement
 
-    def count(self, what: str) -> int:
-        return int(_COUNT.unpack(self.take(_COUNT.size, what))[0])
 
-    def words(self, count: int, what: str) -> NDArray[np.uint32]:
-        return np.frombuffer(self.take(4 * count, what), "<u4").astype(np.uint32)
+@njit(cache=True, nogil=True)
+def _decode_refinements(
+    stream: np.uint64,
+    words: NDArray[np.uint32],
+    cumulative: NDArray[np.uint32],
+    coded: NDArray[np.bool_],
+    refinement: NDArray[np.int64],
+) -> bool:
+    at = 0
+    for s in range(coded.shape[0]):
+        for y in range(coded.shape[1]):
+            for x in range(coded.shape[2]):
+                if not coded[s, y, x]:
+                    continue
+                more, stream, at = read_symbol(stream, words, at, cumulative, 0)
+                if more:
+                    value, stream, at = read_bits(stream, words, at, 5)
+                    refinement[s, y, x] = value + 1
+    return bool(at == len(words) and stream == np.uint64(0))
+
+
+def _pack_verbatim(decided: "Decided") -> bytes:
+    index = np.flatnonzero(decided.verbatim)
+    parts = [_COUNT.pack(len(index)), index.astype("<u4").tobytes()]
+    values = np.where(decided.valid[:, None], decided.values, np.float32(np.nan))
+    for i in index:
+        window = _window(decided.partition, int(i))
+        parts.append(np.ascontiguousarray(values[window]).astype("<f4").tobytes())
+    return b"".join(parts)
+
+
+def _window(partition: Partition, index: int) -> tuple[int, slice, slice, slice]:
+    """Return where the box of block number `index` lies in (sample, band, y, x)."""
+    s, r, c = (int(i) for i in np.unravel_index(index, partition.box.shape[:3]))
+    y0, y1, x0, x1 = (int(i) for i in partition.box[s, r, c])
+    return s, slice(None), slice(y0, y1), slice(x0, x1)
+
+
+def _read_verbatim(
+    data: memoryview, partition: Partition, bands: int
+) -> dict[int, NDArray[np.float32]]:
+    """Return verbatim blocks (band, y, x) by number."""
+    damaged = ChunkError("the chunk's verbatim blocks do not decode", "fetch it again")
+    occupied = partition.occupied.ravel()
+    if len(data) < _COUNT.size:
+        raise damaged
+    count, at = int(_COUNT.unpack(data[: _COUNT.size])[0]), _COUNT.size
+    if count > occupied.size or at + 4 * count > len(data):
+        raise damaged
+    blocks = {}
+    for i in np.frombuffer(data[at : at + 4 * count], "<u4").tolist():
+        if i >= occupied.size or not occupied[i] or i in blocks:
+            raise damaged
+        blocks[i] = np.empty(0, np.float32)
+    at += 4 * count
+    for i in blocks:
+        _, _, ys, xs = _window(partition, i)
+        shape = (bands, ys.stop - ys.start, xs.stop - xs.start)
+        end = at + 4 * int(np.prod(shape))
+        if end > len(data):
+            raise damaged
+        blocks[i] = np.frombuffer(data[at:end], "<f4").reshape(shape).astype(np.float32)
+        at = end
+    if at != len(data):
+        raise damaged
+    return blocks
 
 
 def decode_chunk(
@@ -367,67 +316,79 @@ def decode_chunk(
     ChunkError
         If the bytes are damaged, of another version, or of another coding.
     """
-    reader = _Reader(memoryview(data).cast("B"))
-    version, flags, digest = _HEADER.unpack(reader.take(_HEADER.size, "header"))
-    if version != FORMAT_VERSION:
+    if shape[1] != coding.bands:
         raise ChunkError(
-            f"the chunk is of format version {version}, this package reads {FORMAT_VERSION}",
-            "install a release of nec that reads it",
+            f"the array has {shape[1]} bands and the coding {coding.bands}", "check zarr.json"
         )
-    if digest != coding.digest:
-        raise ChunkError(
-            f"the chunk was coded with tables {digest.hex()}, zarr.json holds "
-            f"{coding.digest.hex()}",
-            "the chunk belongs to another store: fetch it again",
-        )
-    if flags & ~(_HAS_MASK | _HAS_VERBATIM):
-        raise ChunkError(f"the chunk has unknown flags {flags:#x}", "fetch it again")
+    parts = take_apart(memoryview(data).cast("B"), coding.digest, len(coding.segments))
+    return decode_parts(parts, coding, shape)
+
+
+def decode_parts(
+    parts: Mapping[int, bytes | memoryview],
+    coding: Coding,
+    shape: tuple[int, int, int, int],
+) -> NDArray[np.float32]:
+    """Decode checked parts of a chunk; segments that are not given count as zero.
+
+    Parameters
+    ----------
+    parts : mapping of int to bytes
+        By number, as `nec.codec.container` has them: mask, refinements and verbatim blocks all
+        that there are, and the segments that the caller wants; with a segment, all of lower
+        octaves and earlier bands.
+    coding : Coding
+    shape : tuple of int
+        (sample, band, y, x), with as many bands as are wanted.
+    """
     samples, bands, height, width = shape
-    if bands != coding.bands:
-        raise ChunkError(
-            f"the array has {bands} bands and the coding {coding.bands}", "check zarr.json"
-        )
     valid = np.ones((samples, height, width), np.bool_)
-    if flags & _HAS_MASK:
-        words = reader.words(reader.count("mask"), "mask")
-        mask = decode_mask(words, (samples, height, width))
+    if MASK in parts:
+        mask = decode_mask(memoryview(parts[MASK]), (samples, height, width))
         if mask is None:
             raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
         valid = mask
-    coded = _blocks(valid, coding.block)
+    partition = partition_of(valid, coding.block)
+    coded = partition.occupied.copy()
+    verbatim: dict[int, NDArray[np.float32]] = {}
+    if VERBATIM in parts:
+        verbatim = _read_verbatim(memoryview(parts[VERBATIM]), partition, coding.bands)
+        coded.ravel()[list(verbatim)] = False
+    refinement = np.zeros(coded.shape, np.int64)
+    if REFINEMENTS in parts:
+        refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
+    blocks = blocks_of(partition, coded, refinement, coding.block)
+    scan = scan_of(coding.block)
+    # Only the planes of the groups that hold the wanted bands.
+    planes = next(b for b in coding.band_groups if b >= bands)
+    state = new_state((*coded.shape, planes, coding.block**2), len(scan.octave), coding.parameters)
+    extent = np.zeros((*coded.shape, planes, 2), np.uint8)
+    for i, segment in enumerate(coding.segments):
+        part = parts.get(len(PART_NAMES) + i)
+        if part is None or segment.first_plane >= planes:
+            continue
+        stream, words = open_stream(memoryview(part))
+        intact = decode_segment(
+            segment,
+            stream,
+            words,
+            coding.cumulative,
+            scan,
+            blocks,
+            coding.parameters,
+            state,
+            extent,
+        )
+        if not intact:
+            raise ChunkError(f"the chunk's segment {i} does not decode", "fetch it again")
+    patches = NO_PATCHES
+    if PATCHES in parts:
+        found = decode_patches(memoryview(parts[PATCHES]), valid.shape, coding.bands)
+        if found is None:
+            raise ChunkError("the chunk's patches do not decode", "fetch it again")
+        patches = found
     out = np.empty(shape, np.float32)
-    verbatim: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
-    if flags & _HAS_VERBATIM:
-        for i in reader.words(reader.count("verbatim blocks"), "verbatim blocks"):
-            if i >= coded.size or not coded.flat[i]:
-                raise ChunkError(f"the chunk has no block {i} to store verbatim", "fetch it again")
-            coded.flat[i] = False
-            target = _block_of(out, coded.shape, int(i), coding.block)
-            raw = reader.take(4 * target.size, "verbatim blocks")
-            verbatim.append((target, np.frombuffer(raw, "<f4").reshape(target.shape)))
-    rest = len(reader.data) - reader.at
-    if rest % 4:
-        raise ChunkError("the chunk's stream is no whole number of words", "fetch it again")
-    words = reader.words(rest // 4, "stream")
-    scan = geometry(coding.block)
-    symbols = np.zeros((*coded.shape, bands, coding.block**2), np.int32)
-    extent = np.zeros(symbols.shape[:4], np.uint8)
-    intact = decode_traversal(
-        words,
-        coded,
-        scan.order,
-        scan.edges,
-        scan.ring,
-        *coding.parameters,
-        coding.cumulative,
-        symbols,
-        extent,
-    )
-    if not intact:
-        raise ChunkError("the chunk's stream does not decode", "fetch it again")
-    Quantised(valid, symbols, coded, ~coded).reconstruct(
-        np.array(coding.steps, np.float32), coding.offsets, out, extent
-    )
-    for target, values in verbatim:
-        target[...] = values
+    reconstruct(state.symbols, extent, blocks, partition, valid, coding, patches, out)
+    for i, values in verbatim.items():
+        out[_window(partition, i)] = values[:bands]
     return out

@@ -9,19 +9,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nec.codec.container import DIGEST_BYTES, FORMAT_VERSION
 from nec.codec.contexts import (
+    BLOCKS,
+    CLASSES,
+    CONTEXTS,
     FLAG_CONTEXTS,
+    FLAG_NEIGHBOURS,
     MAGNITUDES,
-    NEIGHBOURHOODS,
-    RINGS,
-    SCALES,
+    NEIGHBOURS,
     Parameters,
+    Segment,
+    rings_of,
+    unpack_levels,
 )
 from nec.codec.tables import TOTAL, cumulate, unpack
 from nec.errors import ChunkError
 
-FORMAT_VERSION = 0
-BLOCKS = (1, 2, 4, 8, 16)
+# What a codec's configuration may take in zarr.json, bytes.
+LARGEST_CONFIGURATION = 16 * 1024
+# Fields that only the encoder heeds: no part of the digest.
+_ENCODERS = ("lagrangian", "min_cosine")
 
 
 @dataclass(frozen=True)
@@ -31,58 +39,97 @@ class Coding:
     Attributes
     ----------
     block : int
-        Edge of a transform block, tokens: 1, 2, 4, 8 or 16.
-    steps : tuple of float
-        Quantiser step of each band, exact float32 values.
+        Edge of a transform block, tokens: 1, 2, 4, 8, 16, 32 or 64.
+    steps : str
+        Quantiser step of each band, packed float32.
     offsets : tuple of 4 int
         Taken from the magnitude of an oscillating coefficient of magnitude 0, 1, 2 and above
         on reconstruction, in sixteenths of a step.
-    lagrangian : float
-        Squared error, in steps, that the encoder takes for a bit; of no concern to a decoder.
-    scale, activity, mean, weight : str
-        `nec.codec.model.Parameters`, packed.
+    band_groups, octave_groups : tuple of int
+        Where the segments of a chunk end: bands and octaves, ascending; the last is all.
+    weights, flag_weights : str
+        Of what is seen around coefficients and tiles (octave, neighbour), packed uint8.
+    level, flag_level : str
+        Codes of expected magnitudes (band, ring + 1) and energies (band, octave), packed uint8.
+    mean, weight : str
+        Prediction of the DC by band, packed int32 and uint8.
     flags : str
         Frequency of "nothing here" in each flag context, packed uint16.
     table_of : str
-        Row of `tables` for each (scale class, neighbourhood), packed uint8.
+        Row of `tables` for each magnitude context, packed uint8.
     tables : str
         Frequencies of the magnitudes 0..14 and the escape, packed uint16.
+    lagrangian : float
+        Squared error, in steps, that the encoder takes for a bit; of no concern to a decoder.
+    min_cosine : float
+        Smallest cosine between a vector and its decoded self that the encoder allows; 0 for
+        no guarantee.
     version : int
         Format version.
     """
 
     block: int
-    steps: tuple[float, ...]
+    steps: str = field(repr=False)
     offsets: tuple[int, int, int, int]
-    lagrangian: float
-    scale: str = field(repr=False)
-    activity: str = field(repr=False)
+    band_groups: tuple[int, ...]
+    octave_groups: tuple[int, ...]
+    weights: str = field(repr=False)
+    flag_weights: str = field(repr=False)
+    level: str = field(repr=False)
+    flag_level: str = field(repr=False)
     mean: str = field(repr=False)
     weight: str = field(repr=False)
     flags: str = field(repr=False)
     table_of: str = field(repr=False)
     tables: str = field(repr=False)
+    lagrangian: float = 0.0
+    min_cosine: float = 0.0
     version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
-        if self.version != FORMAT_VERSION:
-            raise ChunkError(
-                f"the codec's configuration is of format version {self.version}",
-                f"this package reads version {FORMAT_VERSION}: install a release of nec that "
-                f"reads version {self.version}",
-            )
+        _check_version(self.version)
         if self.block not in BLOCKS:
             raise ChunkError(f"block {self.block} is not one of {BLOCKS}", "check zarr.json")
-        steps = np.array(self.steps, np.float32)
+        steps = self.step_values
         if not len(steps) or not (np.isfinite(steps) & (steps > 0)).all():
             raise ChunkError("the steps are not all positive and finite", "check zarr.json")
         if len(self.offsets) != 4 or not all(-8 <= o <= 8 for o in self.offsets):
             raise ChunkError(f"offsets {self.offsets} are not 4 in -8..8", "check zarr.json")
+        for name, groups, end in (
+            ("band", self.band_groups, len(steps)),
+            ("octave", self.octave_groups, self.octaves),
+        ):
+            if not groups or groups[-1] != end or any(np.diff((0, *groups)) <= 0):
+                raise ChunkError(f"{name} groups {groups} do not end at {end}", "check zarr.json")
+        if not 0 <= self.min_cosine <= 0.99999:
+            raise ChunkError(
+                f"a smallest cosine of {self.min_cosine} cannot be kept", "ask for 0 to 0.99999"
+            )
+
+    @cached_property
+    def step_values(self) -> NDArray[np.float32]:
+        """Quantiser step of each band, float32."""
+        return unpack(self.steps, "float32", (-1,))
 
     @property
     def bands(self) -> int:
         """Number of bands."""
-        return len(self.steps)
+        return len(self.step_values)
+
+    @property
+    def octaves(self) -> int:
+        """Number of octaves of a block."""
+        return self.block.bit_length()
+
+    @cached_property
+    def segments(self) -> tuple[Segment, ...]:
+        """The segments of a chunk in order: octaves outside, bands inside."""
+        octaves, bands = (0, *self.octave_groups), (0, *self.band_groups)
+        return tuple(
+            Segment(a, b, c, d)
+            for a, b in zip(octaves, octaves[1:], strict=False)
+            for c, d in zip(bands, bands[1:], strict=False)
+        )
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -93,18 +140,22 @@ class Coding:
         ChunkError
             If an array is damaged or out of range.
         """
-        groups = self.block.bit_length()
+        bands, octaves = self.bands, self.octaves
+        level = unpack(self.level, "uint8", (bands, rings_of(self.block) + 1))
+        flag_level = unpack(self.flag_level, "uint8", (bands, octaves))
         parameters = Parameters(
-            unpack(self.scale, "uint8", (self.bands, RINGS + 1)),
-            unpack(self.activity, "uint8", (self.bands, groups - 1)),
-            unpack(self.mean, "int32", (self.bands,)),
-            unpack(self.weight, "uint8", (self.bands,)),
+            unpack(self.weights, "uint8", (octaves, NEIGHBOURS)).astype(np.int64),
+            unpack(self.flag_weights, "uint8", (octaves, FLAG_NEIGHBOURS)).astype(np.int64),
+            unpack_levels(level),
+            unpack_levels(flag_level),
+            unpack(self.mean, "int32", (bands,)).astype(np.int64),
+            unpack(self.weight, "uint8", (bands,)).astype(np.int64),
         )
         if (
-            (parameters.scale >= SCALES).any()
-            or (parameters.activity >= FLAG_CONTEXTS // 24).any()
-            or (np.abs(parameters.mean.astype(np.int64)) > 1 << 20).any()
+            (np.abs(parameters.mean) > 1 << 20).any()
             or (parameters.weight > 16).any()
+            or (level > 247).any()
+            or (flag_level > 247).any()
         ):
             raise ChunkError("a context parameter is out of range", "fetch zarr.json again")
         return parameters
@@ -121,11 +172,10 @@ class Coding:
         flags = unpack(self.flags, "uint16", (FLAG_CONTEXTS,)).astype(np.uint32)
         if (flags == 0).any():
             raise ChunkError("a flag context has frequency 0", "fetch zarr.json again")
-        contexts = SCALES * NEIGHBOURHOODS
-        table_of = unpack(self.table_of, "uint8", (contexts,)).astype(np.int64)
+        table_of = unpack(self.table_of, "uint8", (2 * CLASSES,)).astype(np.int64)
         count = int(table_of.max()) + 1
         tables = cumulate(unpack(self.tables, "uint16", (count, MAGNITUDES)))
-        cumulative = np.full((FLAG_CONTEXTS + contexts, MAGNITUDES + 1), TOTAL, np.uint32)
+        cumulative = np.full((CONTEXTS, MAGNITUDES + 1), TOTAL, np.uint32)
         cumulative[:, 0] = 0
         cumulative[:FLAG_CONTEXTS, 1] = flags
         cumulative[FLAG_CONTEXTS:] = tables[table_of]
@@ -139,14 +189,28 @@ class Coding:
 
     @cached_property
     def digest(self) -> bytes:
-        """First 8 bytes of the SHA-256 of the canonical JSON of the configuration."""
-        text = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).digest()[:8]
+        """First 4 bytes of the SHA-256 of the canonical JSON of what a decoder needs."""
+        plain = {k: v for k, v in self.to_dict().items() if k not in _ENCODERS}
+        text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).digest()[:DIGEST_BYTES]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the configuration as JSON types."""
+        """Return the configuration as JSON types.
+
+        Raises
+        ------
+        ChunkError
+            If it is larger than a store's metadata should carry.
+        """
         plain = {f.name: getattr(self, f.name) for f in fields(self)}
-        return plain | {"steps": list(self.steps), "offsets": list(self.offsets)}
+        plain |= {k: list(v) for k, v in plain.items() if isinstance(v, tuple)}
+        if len(json.dumps(plain)) > LARGEST_CONFIGURATION:
+            raise ChunkError(
+                f"the codec's configuration of {self.bands} bands takes more than "
+                f"{LARGEST_CONFIGURATION:,} bytes",
+                "keep fewer bands, or take smaller blocks",
+            )
+        return plain
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Coding":
@@ -157,28 +221,20 @@ class Coding:
         ChunkError
             If a field is missing, unknown, of another version or damaged.
         """
-        version = data.get("version")
+        _check_version(data.get("version"))
         known = {f.name for f in fields(cls)}
-        if version == FORMAT_VERSION and set(data) != known:
+        if set(data) != known:
             raise ChunkError(
                 f"the codec's configuration has unknown or missing fields "
                 f"{sorted(set(data) ^ known)}",
                 "fetch zarr.json again, or install the release of nec that wrote it",
             )
-        if version != FORMAT_VERSION:
-            raise ChunkError(
-                f"the codec's configuration is of format version {version}",
-                f"this package reads version {FORMAT_VERSION}: install a release of nec that "
-                f"reads version {version}",
-            )
         try:
-            coding = cls(
-                **data
-                | {
-                    "steps": tuple(float(s) for s in data["steps"]),
-                    "offsets": tuple(int(o) for o in data["offsets"]),
-                }
-            )
+            lists = {
+                name: tuple(int(i) for i in data[name])
+                for name in ("offsets", "band_groups", "octave_groups")
+            }
+            coding = cls(**data | lists)
         except (TypeError, ValueError) as error:
             raise ChunkError(
                 f"the codec's configuration is malformed ({error})", "fetch zarr.json again"
@@ -186,3 +242,12 @@ class Coding:
         # Damage shows when a store is opened, not at its first chunk.
         _ = coding.parameters, coding.cumulative
         return coding
+
+
+def _check_version(version: Any) -> None:
+    if version != FORMAT_VERSION:
+        raise ChunkError(
+            f"the codec's configuration is of format version {version}",
+            f"this package reads version {FORMAT_VERSION}: install a release of nec that "
+            f"reads version {version}",
+        )

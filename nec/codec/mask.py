@@ -4,7 +4,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nec.codec.rans import LOWER, encode_events, read_symbol
+from nec.codec.rans import encode_events, open_stream, read_symbol
 
 # Probability, in 65536ths, that a token is missing, by the number of its four causal
 # neighbours (left, upper left, upper, upper right; outside counts as the left one) that are
@@ -38,33 +38,32 @@ def _events(mask: NDArray[np.bool_], table: NDArray[np.int32], value: NDArray[np
 
 @njit(cache=True, nogil=True)
 def _decode(
-    words: NDArray[np.uint32], cumulative: NDArray[np.uint32], mask: NDArray[np.bool_]
+    stream: np.uint64,
+    words: NDArray[np.uint32],
+    cumulative: NDArray[np.uint32],
+    mask: NDArray[np.bool_],
 ) -> bool:
-    state = (np.uint64(words[0]) << np.uint64(32)) | np.uint64(words[1])
-    at = 2
+    at = 0
     for s in range(mask.shape[0]):
         for y in range(mask.shape[1]):
             for x in range(mask.shape[2]):
                 context = _context(mask, s, y, x)
-                bit, state, at = read_symbol(state, words, at, cumulative, context)
+                bit, stream, at = read_symbol(stream, words, at, cumulative, context)
                 mask[s, y, x] = bit == 1
-            if at > len(words):
-                return False
-    return bool(at == len(words) and state == np.uint64(LOWER))
+    return bool(at == len(words) and stream == np.uint64(0))
 
 
-def encode_mask(mask: NDArray[np.bool_]) -> NDArray[np.uint32]:
-    """Code a mask of shape (sample, y, x), True where valid, into words."""
+def encode_mask(mask: NDArray[np.bool_]) -> bytes:
+    """Code a mask of shape (sample, y, x), True where valid."""
     table = np.empty(mask.size, np.int32)
     value = np.empty(mask.size, np.int32)
     _events(mask, table, value)
-    words: NDArray[np.uint32] = encode_events(table, value, _CUMULATIVE)
-    return words
+    return encode_events(table, value, _CUMULATIVE)
 
 
-def decode_mask(words: NDArray[np.uint32], shape: tuple[int, int, int]) -> NDArray[np.bool_] | None:
-    """Undo `encode_mask`; None where the words are damaged."""
+def decode_mask(data: memoryview, shape: tuple[int, int, int]) -> NDArray[np.bool_] | None:
+    """Undo `encode_mask`; None where the bytes are damaged."""
     mask = np.zeros(shape, np.bool_)
-    if len(words) < 2 or not _decode(words, _CUMULATIVE, mask):
+    if not _decode(*open_stream(data), _CUMULATIVE, mask):
         return None
     return mask

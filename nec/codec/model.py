@@ -1,15 +1,17 @@
 """The entropy model: which table each quantised coefficient is coded with.
 
-Coefficients of a block are coded in octave groups: the DC, then the rest of the first 2 x 2,
-4 x 4, 8 x 8 and 16 x 16 frequencies. A flag says whether a group holds anything; 98 % of them
-do not. Inside a group, magnitudes are coded with a table picked by the scale class of the
-coefficient (fitted for each band and frequency ring) and by what is already known around it:
-the same coefficient of the left and the upper block, lower frequencies, the band before. The
-DC is predicted from the left and the upper block.
+Coefficients of a block are coded by octave and tile: the DC, then the rest of the first 2 x 2,
+4 x 4 and 8 x 8 frequencies, then tiles of 8 x 8. A flag says whether a tile holds anything; most
+do not. Inside a tile, what a magnitude is expected to be is a weighted sum of what is already
+known around it: the same coefficient of the left and the upper block, lower frequencies, the
+bands before, and the level of its frequency ring, which follows the chunk. The class of that sum
+picks the table. The DC is predicted from the left and the upper block.
 
 The encoder walks the same way and decides each coefficient by rate and distortion: one step
-towards zero, or a whole group left out, where that saves more bits than it costs.
+towards zero, or a whole tile left out, where that saves more bits than it costs.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -17,126 +19,314 @@ from numpy.typing import NDArray
 
 from nec.codec.contexts import (
     ESCAPE,
-    FLAG_CONTEXTS,
-    LARGEST,
-    LONE_DC,
-    NEIGHBOURHOODS,
-    UNIT_SCALE,
+    LEVEL_BITS,
+    PRIOR,
+    ROOT,
+    TOP,
+    WEIGHT_BITS,
+    Parameters,
+    Scan,
 )
-from nec.codec.rans import LOWER, read_bits, read_symbol
+from nec.codec.rans import read_bits, read_symbol
+
+# Sums of magnitudes saturate here, at a byte.
+FULL = 255
+
+
+class Blocks(NamedTuple):
+    """The blocks of a chunk, each array of shape (sample, row, column).
+
+    Attributes
+    ----------
+    coded : ndarray of bool
+        Whether the block has coefficients.
+    height, width : ndarray of int64
+        Size of the box of valid tokens, which is what is transformed.
+    gain : ndarray of int64
+        `nec.codec.contexts.dc_gain` of the box.
+    refinement : ndarray of int64
+        Halvings of the squared step.
+    """
+
+    coded: NDArray[np.bool_]
+    height: NDArray[np.int64]
+    width: NDArray[np.int64]
+    gain: NDArray[np.int64]
+    refinement: NDArray[np.int64]
+
+
+class State(NamedTuple):
+    """What encoder and decoder both know so far.
+
+    Attributes
+    ----------
+    symbols : ndarray of shape (sample, row, column, plane, block**2), int32
+        Coefficients.
+    residual : ndarray of shape (sample, row, column, plane), int32
+        Of the DC's prediction.
+    energy : ndarray of shape (sample, row, column, plane, tile), uint8
+        Sum of the magnitudes of each tile, saturated.
+    level, total, count : ndarray of shape (plane, ring + 1), int64
+        Expected magnitude, and what has been seen of it.
+    flag_level, flag_total, flag_count : ndarray of shape (plane, octave), int64
+        The same of tiles' energies.
+    """
+
+    symbols: NDArray[np.int32]
+    residual: NDArray[np.int32]
+    energy: NDArray[np.uint8]
+    level: NDArray[np.int64]
+    total: NDArray[np.int64]
+    count: NDArray[np.int64]
+    flag_level: NDArray[np.int64]
+    flag_total: NDArray[np.int64]
+    flag_count: NDArray[np.int64]
+
+
+def new_state(shape: tuple[int, ...], tiles: int, parameters: Parameters) -> State:
+    """Return the state before anything is coded, for symbols of a shape."""
+    level, flag_level = parameters.level, parameters.flag_level
+    return State(
+        np.zeros(shape, np.int32),
+        np.zeros(shape[:4], np.int32),
+        np.zeros((*shape[:4], tiles), np.uint8),
+        level.copy(),
+        np.zeros_like(level),
+        np.zeros_like(level),
+        flag_level.copy(),
+        np.zeros_like(flag_level),
+        np.zeros_like(flag_level),
+    )
 
 
 @njit(cache=True, nogil=True, inline="always")
-def scale_shift(scale: int) -> int:
-    """Return how many low bits of a magnitude of this class are coded as uniform bits."""
-    return max(0, (scale - UNIT_SCALE - 4) // 2)
+def classify(expected: int, classes: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return the context class of an expected magnitude, and how many low bits are uniform."""
+    shift = 0
+    while expected >= TOP:
+        expected >>= 1
+        shift += 1
+    return np.int64(classes[expected]), shift  # type: ignore[return-value]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def magnitude_context(around: int, scale: int, lone: bool) -> int:
-    """Return the context of a magnitude from a sum of magnitudes around it and its class."""
-    around >>= max(0, (scale - UNIT_SCALE) // 2)
-    if lone:
-        near = 6 + (0 if around == 0 else (1 if around <= 3 else 2))
-    elif around <= 2:
-        near = around
-    elif around <= 5:
-        near = 3
-    else:
-        near = 4 if around <= 10 else 5
-    return FLAG_CONTEXTS + scale * NEIGHBOURHOODS + near
+def refined(level: int, refinement: int) -> int:
+    """Return a level, or a mean, in the finer steps of a refined block."""
+    if refinement & 1:
+        level = (level * ROOT) >> 8
+    return level << (refinement >> 1)
+
+
+@njit(cache=True, nogil=True, inline="always")
+def neighbours(blocks: Blocks, s: int, y: int, x: int) -> tuple[bool, bool]:
+    """Return whether the left and the upper block are there, in the same steps."""
+    own = blocks.refinement[s, y, x]
+    left = x > 0 and blocks.coded[s, y, x - 1] and blocks.refinement[s, y, x - 1] == own
+    upper = y > 0 and blocks.coded[s, y - 1, x] and blocks.refinement[s, y - 1, x] == own
+    return left, upper
 
 
 @njit(cache=True, nogil=True, inline="always")
 def dc_prediction(
     symbols: NDArray[np.int32],
+    blocks: Blocks,
     at: tuple[int, int, int, int],
-    left: bool,
-    upper: bool,
+    near: tuple[bool, bool],
     mean: int,
     weight: int,
 ) -> int:
     """Return the DC that a block is predicted to have, from its neighbours' or the mean."""
     s, y, x, b = at
-    if not (left or upper):
-        return mean
+    left, upper = near
+    mean = refined(mean, blocks.refinement[s, y, x])
     total = np.int64(0)
     if left:
-        total += symbols[s, y, x - 1, b, 0] - mean
+        total += ((symbols[s, y, x - 1, b, 0] * blocks.gain[s, y, x - 1] + 128) >> 8) - mean
     if upper:
-        total += symbols[s, y - 1, x, b, 0] - mean
-    if not (left and upper):
+        total += ((symbols[s, y - 1, x, b, 0] * blocks.gain[s, y - 1, x] + 128) >> 8) - mean
+    if left != upper:
         total *= 2
-    return mean + ((total * weight + 16) >> 5)
+    whole = mean + ((total * weight + 16) >> 5)
+    gain = blocks.gain[s, y, x]
+    return np.int64(whole * 256 + (gain >> 1)) // gain  # type: ignore[no-any-return]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def flag_context(
+def expected_residual(
+    residual: NDArray[np.int32],
+    at: tuple[int, int, int, int],
+    near: tuple[bool, bool],
+    level: int,
+    w: NDArray[np.int64],
+) -> int:
+    """Return the expected magnitude of the residual of a DC, 1024ths."""
+    s, y, x, b = at
+    left, upper = near
+    one = two = level
+    if left:
+        one = two = np.int64(abs(residual[s, y, x - 1, b])) << LEVEL_BITS
+    if upper:
+        two = np.int64(abs(residual[s, y - 1, x, b])) << LEVEL_BITS
+        one = one if left else two
+    before = earlier = level
+    if b > 0:
+        before = earlier = np.int64(abs(residual[s, y, x, b - 1])) << LEVEL_BITS
+    if b > 1:
+        earlier = np.int64(abs(residual[s, y, x, b - 2])) << LEVEL_BITS
+    return (one * w[0] + two * w[1] + before * w[5] + earlier * w[6] + level * w[7]) >> WEIGHT_BITS
+
+
+@njit(cache=True, nogil=True, inline="always")
+def expected_energy(
     energy: NDArray[np.uint8],
     at: tuple[int, int, int, int],
-    group: int,
-    left: bool,
-    upper: bool,
-    activity: int,
+    near: tuple[bool, bool],
+    t: int,
+    below: NDArray[np.int32],
+    level: int,
+    w: NDArray[np.int64],
 ) -> int:
-    """Return the context of the flag of a group."""
+    """Return the expected sum of magnitudes of a tile, 1024ths."""
     s, y, x, b = at
-    flags = 0
-    if left and energy[s, y, x - 1, b, group] > 0:
-        flags += 1
-    if upper and energy[s, y - 1, x, b, group] > 0:
-        flags += 1
-    if not (left or upper):
-        flags = 3
-    coarse = min(2, (np.int64(energy[s, y, x, b, group - 1]) + 1) // 2)
-    before = 1 if b > 0 and energy[s, y, x, b - 1, group] > 0 else 0
-    return ((activity * 4 + flags) * 3 + coarse) * 2 + before
-
-
-@njit(cache=True, nogil=True, inline="always")
-def around_dc(
-    energy: NDArray[np.uint8], at: tuple[int, int, int, int], left: bool, upper: bool
-) -> int:
-    """Return the sum of magnitudes of DC residuals around a block."""
-    s, y, x, b = at
-    around = np.int64(0)
+    left, upper = near
+    one = two = level
     if left:
-        around += energy[s, y, x - 1, b, 0]
+        one = two = np.int64(energy[s, y, x - 1, b, t]) << LEVEL_BITS
     if upper:
-        around += energy[s, y - 1, x, b, 0]
-    if left != upper:
-        around *= 2
+        two = np.int64(energy[s, y - 1, x, b, t]) << LEVEL_BITS
+        one = one if left else two
+    before = earlier = level
     if b > 0:
-        around += energy[s, y, x, b - 1, 0]
-    return around
+        before = earlier = np.int64(energy[s, y, x, b - 1, t]) << LEVEL_BITS
+    if b > 1:
+        earlier = np.int64(energy[s, y, x, b - 2, t]) << LEVEL_BITS
+    low = np.int64(energy[s, y, x, b, below[t, 0]]) << LEVEL_BITS
+    back = np.int64(energy[s, y, x, b, below[t, 1]]) << LEVEL_BITS
+    return (
+        one * w[0]
+        + two * w[1]
+        + low * w[2]
+        + back * w[3]
+        + before * w[4]
+        + earlier * w[5]
+        + level * w[6]
+    ) >> WEIGHT_BITS
 
 
 @njit(cache=True, nogil=True, inline="always")
-def around_coefficient(
+def seen_around(
     symbols: NDArray[np.int32],
     at: tuple[int, int, int, int],
+    near: tuple[bool, bool],
     p: int,
-    block: int,
-    left: bool,
-    upper: bool,
-) -> int:
-    """Return the sum of magnitudes around an oscillating coefficient."""
+    bits: int,
+    level: int,
+) -> tuple[int, int, int, int, int, int, int]:
+    """Return the magnitudes around an oscillating coefficient, 1024ths.
+
+    What is not there takes the value of its partner, or the level.
+    """
     s, y, x, b = at
-    around = np.int64(0)
+    left, upper = near
+    block = 1 << bits
+    here = symbols[s, y, x, b]
+    one = two = level
     if left:
-        around += abs(symbols[s, y, x - 1, b, p])
+        one = two = np.int64(abs(symbols[s, y, x - 1, b, p])) << LEVEL_BITS
     if upper:
-        around += abs(symbols[s, y - 1, x, b, p])
-    if left != upper:
-        around *= 2
+        two = np.int64(abs(symbols[s, y - 1, x, b, p])) << LEVEL_BITS
+        one = one if left else two
     # Lower frequencies of the block, but for the DC.
+    low = back = corner = level
     if p > block:
-        around += abs(symbols[s, y, x, b, p - block])
-    if p % block > 0 and p > 1:
-        around += abs(symbols[s, y, x, b, p - 1])
+        low = back = np.int64(abs(here[p - block])) << LEVEL_BITS
+    if p & (block - 1) > 0 and p > 1:
+        back = np.int64(abs(here[p - 1])) << LEVEL_BITS
+        low = low if p > block else back
+        if p > block + 1:
+            corner = np.int64(abs(here[p - block - 1])) << LEVEL_BITS
+    before = earlier = level
     if b > 0:
-        around += abs(symbols[s, y, x, b - 1, p])
-    return around
+        before = earlier = np.int64(abs(symbols[s, y, x, b - 1, p])) << LEVEL_BITS
+    if b > 1:
+        earlier = np.int64(abs(symbols[s, y, x, b - 2, p])) << LEVEL_BITS
+    return one, two, low, back, corner, before, earlier
+
+
+@njit(cache=True, nogil=True, inline="always")
+def weighed(
+    seen: tuple[int, int, int, int, int, int, int], level: int, w: NDArray[np.int64]
+) -> int:
+    """Return the expected magnitude of an oscillating coefficient, 1024ths."""
+    return (
+        seen[0] * w[0]
+        + seen[1] * w[1]
+        + seen[2] * w[2]
+        + seen[3] * w[3]
+        + seen[4] * w[4]
+        + seen[5] * w[5]
+        + seen[6] * w[6]
+        + level * w[7]
+    ) >> WEIGHT_BITS
+
+
+@njit(cache=True, nogil=True, inline="always")
+def learn_dc(state: State, parameters: Parameters, b: int, ring: int, magnitude: int) -> None:
+    """Let the level of a DC's residuals follow what was seen."""
+    state.total[b, ring] += magnitude
+    state.count[b, ring] += 1
+    state.level[b, ring] = (
+        parameters.level[b, ring] * PRIOR + (state.total[b, ring] << LEVEL_BITS)
+    ) // (PRIOR + state.count[b, ring])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def learn_flag(state: State, parameters: Parameters, b: int, octave: int, energy: int) -> None:
+    """Let the level of tiles' energies follow what was seen."""
+    state.flag_total[b, octave] += energy
+    state.flag_count[b, octave] += 1
+    state.flag_level[b, octave] = (
+        parameters.flag_level[b, octave] * PRIOR + (state.flag_total[b, octave] << LEVEL_BITS)
+    ) // (PRIOR + state.flag_count[b, octave])
+
+
+@njit(cache=True, nogil=True, inline="always")
+def ring_of(p: int, scan: Scan, height: int, width: int) -> int:
+    """Return the ring of a coefficient of a box, by its frequency in cycles a token."""
+    u, v = p >> scan.bits, p & ((1 << scan.bits) - 1)
+    return scan.ring[(u << scan.bits) // height + (v << scan.bits) // width]
+
+
+@njit(cache=True, nogil=True)
+def learn_tile(
+    state: State,
+    parameters: Parameters,
+    scan: Scan,
+    at: tuple[int, int, int, int],
+    t: int,
+    height: int,
+    width: int,
+) -> None:
+    """Let the levels of a tile's rings follow what was seen."""
+    s, y, x, b = at
+    here = state.symbols[s, y, x, b]
+    total, count = state.total[b], state.count[b]
+    block = 1 << scan.bits
+    whole = height == block and width == block
+    lowest, highest = total.shape[0], 0
+    for i in range(scan.tile_start[t], scan.tile_start[t + 1]):
+        p = scan.order[i]
+        u, v = p >> scan.bits, p & (block - 1)
+        if u >= height or v >= width:
+            continue
+        ring = scan.ring[u + v] if whole else ring_of(p, scan, height, width)
+        total[ring] += abs(here[p])
+        count[ring] += 1
+        lowest, highest = min(lowest, ring), max(highest, ring)
+    for ring in range(lowest, highest + 1):
+        state.level[b, ring] = (
+            parameters.level[b, ring] * PRIOR + (total[ring] << LEVEL_BITS)
+        ) // (PRIOR + count[ring])
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -183,8 +373,12 @@ def put_magnitude(
             value[events] = rest >> 16
             events += 1
     if shift > 0:
-        table[events] = -shift
-        value[events] = magnitude & ((1 << shift) - 1)
+        table[events] = -min(shift, 16)
+        value[events] = magnitude & ((1 << min(shift, 16)) - 1)
+        events += 1
+    if shift > 16:
+        table[events] = -(shift - 16)
+        value[events] = (magnitude >> 16) & ((1 << (shift - 16)) - 1)
         events += 1
     if magnitude > 0:
         table[events] = -1
@@ -195,251 +389,32 @@ def put_magnitude(
 
 @njit(cache=True, nogil=True, inline="always")
 def read_magnitude(
-    state: np.uint64,
+    stream: np.uint64,
     words: NDArray[np.uint32],
     at: int,
     cumulative: NDArray[np.uint32],
     context: int,
     shift: int,
 ) -> tuple[int, np.uint64, int]:
-    """Read a signed value: (value, state, at); an impossible one is larger than `LARGEST`."""
-    high, state, at = read_symbol(state, words, at, cumulative, context)
+    """Read a signed value: (value, stream, at); an impossible one is larger than `LARGEST`."""
+    high, stream, at = read_symbol(stream, words, at, cumulative, context)
     if high == ESCAPE:
-        length, state, at = read_bits(state, words, at, 5)
+        length, stream, at = read_bits(stream, words, at, 5)
         length = min(length, 24)
-        low, state, at = read_bits(state, words, at, min(length, 16))
+        low, stream, at = read_bits(stream, words, at, min(length, 16))
         if length > 16:
-            more, state, at = read_bits(state, words, at, length - 16)
+            more, stream, at = read_bits(stream, words, at, length - 16)
             low |= more << 16
         high += low + (1 << length) - 1
     magnitude = high
     if shift > 0:
-        low, state, at = read_bits(state, words, at, shift)
+        low, stream, at = read_bits(stream, words, at, min(shift, 16))
+        if shift > 16:
+            more, stream, at = read_bits(stream, words, at, shift - 16)
+            low |= more << 16
         magnitude = (high << shift) | low
     if magnitude > 0:
-        sign, state, at = read_bits(state, words, at, 1)
+        sign, stream, at = read_bits(stream, words, at, 1)
         if sign:
             magnitude = -magnitude
-    return magnitude, state, at
-
-
-@njit(cache=True, nogil=True)
-def encode_traversal(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no clearer and slower
-    coefficients: NDArray[np.float32],
-    steps: NDArray[np.float32],
-    lagrangian: float,
-    offsets: NDArray[np.int64],
-    cost: NDArray[np.float32],
-    symbols: NDArray[np.int32],
-    coded: NDArray[np.bool_],
-    order: NDArray[np.int32],
-    edges: NDArray[np.int32],
-    ring: NDArray[np.int32],
-    scale: NDArray[np.uint8],
-    activity: NDArray[np.uint8],
-    mean: NDArray[np.int32],
-    weight: NDArray[np.uint8],
-    table: NDArray[np.int32],
-    value: NDArray[np.int32],
-) -> int:
-    """Decide the coefficients of every coded block and list the events that code them.
-
-    `symbols` comes in rounded to the nearest and goes out as decided; `table` and `value` are
-    filled; the number of events is returned. `lagrangian` is the squared error, in steps, that
-    a bit is worth; 0 keeps the nearest.
-    """
-    samples, rows, columns, bands, size = symbols.shape
-    block = int(np.sqrt(size) + 0.5)
-    groups = len(edges) - 1
-    # Saturated sum of magnitudes of each group: flags and coarse contexts.
-    energy = np.zeros((samples, rows, columns, bands, groups), np.uint8)
-    events = 0
-    for g in range(groups):
-        for s in range(samples):
-            for y in range(rows):
-                for x in range(columns):
-                    if not coded[s, y, x]:
-                        continue
-                    left = x > 0 and coded[s, y, x - 1]
-                    upper = y > 0 and coded[s, y - 1, x]
-                    lone = not (left or upper)
-                    for b in range(bands):
-                        at = (s, y, x, b)
-                        here = symbols[s, y, x, b]
-                        if g == 0:
-                            predicted = dc_prediction(
-                                symbols, at, left, upper, np.int64(mean[b]), np.int64(weight[b])
-                            )
-                            step = np.int64(scale[b, LONE_DC if lone else 0])
-                            shift = scale_shift(step)
-                            context = magnitude_context(
-                                around_dc(energy, at, left, upper), step, lone
-                            )
-                            c = np.float64(coefficients[s, y, x, b, 0]) / steps[b]
-                            residual = np.int64(here[0]) - predicted
-                            if residual != 0 and lagrangian > 0:
-                                nearer = residual - (1 if residual > 0 else -1)
-                                stay = (c - here[0]) ** 2 + lagrangian * magnitude_bits(
-                                    cost, context, abs(residual), shift
-                                )
-                                move = (c - predicted - nearer) ** 2 + lagrangian * magnitude_bits(
-                                    cost, context, abs(nearer), shift
-                                )
-                                if move < stay:
-                                    residual = nearer
-                            here[0] = predicted + residual
-                            events = put_magnitude(table, value, events, context, residual, shift)
-                            energy[s, y, x, b, 0] = min(abs(residual), 255)
-                            continue
-                        flag = flag_context(
-                            energy, at, g, left, upper, np.int64(activity[b, g - 1])
-                        )
-                        first = events
-                        total = np.int64(0)
-                        for i in range(edges[g], edges[g + 1]):
-                            if here[order[i]] != 0:
-                                total = 1
-                                break
-                        if total > 0:
-                            total = 0
-                            table[events] = flag
-                            value[events] = 1
-                            events += 1
-                            kept = lagrangian * cost[flag, 1]
-                            dropped = lagrangian * cost[flag, 0]
-                            for i in range(edges[g], edges[g + 1]):
-                                p = order[i]
-                                step = np.int64(scale[b, ring[p]])
-                                shift = scale_shift(step)
-                                context = magnitude_context(
-                                    around_coefficient(symbols, at, p, block, left, upper),
-                                    step,
-                                    lone,
-                                )
-                                c = abs(np.float64(coefficients[s, y, x, b, p]) / steps[b])
-                                m = abs(np.int64(here[p]))
-                                rebuilt = m - offsets[min(m, 3)] / 16
-                                best = (c - rebuilt) ** 2 + lagrangian * magnitude_bits(
-                                    cost, context, m, shift
-                                )
-                                if m > 0 and lagrangian > 0:
-                                    rebuilt = m - 1 - offsets[min(m - 1, 3)] / 16
-                                    lower = (c - rebuilt) ** 2 + lagrangian * magnitude_bits(
-                                        cost, context, m - 1, shift
-                                    )
-                                    if lower < best:
-                                        m -= 1
-                                        best = lower
-                                kept += best
-                                dropped += c * c
-                                total += m
-                                here[p] = -m if here[p] < 0 else m
-                                events = put_magnitude(
-                                    table, value, events, context, np.int64(here[p]), shift
-                                )
-                            if lagrangian > 0 and dropped <= kept:
-                                total = 0
-                        if total == 0:
-                            events = first
-                            table[events] = flag
-                            value[events] = 0
-                            events += 1
-                            for i in range(edges[g], edges[g + 1]):
-                                here[order[i]] = 0
-                        energy[s, y, x, b, g] = min(total, 255)
-    return events
-
-
-@njit(cache=True, nogil=True)
-def decode_traversal(  # noqa: PLR0912 - as above
-    words: NDArray[np.uint32],
-    coded: NDArray[np.bool_],
-    order: NDArray[np.int32],
-    edges: NDArray[np.int32],
-    ring: NDArray[np.int32],
-    scale: NDArray[np.uint8],
-    activity: NDArray[np.uint8],
-    mean: NDArray[np.int32],
-    weight: NDArray[np.uint8],
-    cumulative: NDArray[np.uint32],
-    symbols: NDArray[np.int32],
-    extent: NDArray[np.uint8],
-) -> bool:
-    """Read the coefficients of every coded block; False where the words are damaged.
-
-    `symbols` and `extent` come in as zeros; `extent` goes out as the number of rows and columns
-    of frequencies, of each block and band, that may hold anything.
-    """
-    samples, rows, columns, bands, size = symbols.shape
-    block = int(np.sqrt(size) + 0.5)
-    groups = len(edges) - 1
-    energy = np.zeros((samples, rows, columns, bands, groups), np.uint8)
-    if len(words) < 2:
-        return False
-    state = (np.uint64(words[0]) << np.uint64(32)) | np.uint64(words[1])
-    read = 2
-    for g in range(groups):
-        for s in range(samples):
-            for y in range(rows):
-                for x in range(columns):
-                    if not coded[s, y, x]:
-                        continue
-                    left = x > 0 and coded[s, y, x - 1]
-                    upper = y > 0 and coded[s, y - 1, x]
-                    lone = not (left or upper)
-                    for b in range(bands):
-                        if read > len(words):
-                            return False
-                        at = (s, y, x, b)
-                        here = symbols[s, y, x, b]
-                        if g == 0:
-                            predicted = dc_prediction(
-                                symbols, at, left, upper, np.int64(mean[b]), np.int64(weight[b])
-                            )
-                            step = np.int64(scale[b, LONE_DC if lone else 0])
-                            context = magnitude_context(
-                                around_dc(energy, at, left, upper), step, lone
-                            )
-                            residual, state, read = read_magnitude(
-                                state, words, read, cumulative, context, scale_shift(step)
-                            )
-                            if abs(predicted + residual) > LARGEST:
-                                return False
-                            here[0] = predicted + residual
-                            energy[s, y, x, b, 0] = min(abs(residual), 255)
-                            if here[0] != 0:
-                                extent[s, y, x, b] = 1
-                            continue
-                        flag, state, read = read_symbol(
-                            state,
-                            words,
-                            read,
-                            cumulative,
-                            flag_context(energy, at, g, left, upper, np.int64(activity[b, g - 1])),
-                        )
-                        if flag == 0:
-                            continue
-                        extent[s, y, x, b] = 1 << g
-                        total = np.int64(0)
-                        for i in range(edges[g], edges[g + 1]):
-                            p = order[i]
-                            step = np.int64(scale[b, ring[p]])
-                            context = magnitude_context(
-                                around_coefficient(symbols, at, p, block, left, upper), step, lone
-                            )
-                            q, state, read = read_magnitude(
-                                state, words, read, cumulative, context, scale_shift(step)
-                            )
-                            if abs(q) > LARGEST:
-                                return False
-                            here[p] = q
-                            total += abs(q)
-                        energy[s, y, x, b, g] = min(total, 255)
-    return bool(read == len(words) and state == np.uint64(LOWER))
-
-
-def most_events(symbols: NDArray[np.int32], groups: int) -> int:
-    """Return an upper bound of the events that coding these coefficients takes."""
-    vectors: int = symbols.size // symbols.shape[-1]
-    # A magnitude, its low bits; a sign and an escape's three where it is not zero; DC residuals.
-    return int(vectors * (groups + 7) + 2 * symbols.size + 4 * np.count_nonzero(symbols))
+    return magnitude, stream, at

@@ -4,6 +4,9 @@ A 64-bit state and 32-bit words: the state keeps at least 15 bits above the tabl
 so a stream is within a fraction of a per mille of the tables' ideal length [1]_. A symbol is an
 *event*: a table number and a value; a negative table number -k stands for k uniform bits.
 
+The state starts at 0 in the encoder and grows; the decoder reads a word where the state is below
+2**31 and words are left, and ends at 0. A stream of nothing but first symbols is empty.
+
 References
 ----------
 .. [1] Duda, Asymmetric numeral systems, arXiv 1311.2540.
@@ -15,7 +18,6 @@ from numpy.typing import NDArray
 
 from nec.codec.tables import PRECISION
 
-# The state lies in [LOWER, LOWER * 2**32) between symbols and starts at LOWER.
 LOWER = 1 << 31
 
 _LOWER = np.uint64(LOWER)
@@ -26,28 +28,12 @@ _WORD_MASK = np.uint64(0xFFFFFFFF)
 
 
 @njit(cache=True, nogil=True)
-def encode_events(
+def _encode(
     table: NDArray[np.int32], value: NDArray[np.int32], cumulative: NDArray[np.uint32]
-) -> NDArray[np.uint32]:
-    """Code events into words; the decoder reads them in the same order.
-
-    Parameters
-    ----------
-    table : ndarray of shape (event,), int32
-        Row of `cumulative`, or -k for k <= 16 uniform bits.
-    value : ndarray of shape (event,), int32
-        Symbol of each event.
-    cumulative : ndarray of shape (table, symbol + 1), uint32
-        Cumulative frequencies, from 0 to 2**16.
-
-    Returns
-    -------
-    ndarray of uint32
-        The state (high word first), then the words in reading order.
-    """
-    words = np.empty(len(table) + 2, np.uint32)
+) -> tuple[np.uint64, NDArray[np.uint32]]:
+    words = np.empty(len(table), np.uint32)
     at = len(words)
-    state = _LOWER
+    state = np.uint64(0)
     for i in range(len(table) - 1, -1, -1):
         t = table[i]
         if t < 0:
@@ -61,10 +47,41 @@ def encode_events(
             words[at] = np.uint32(state & _WORD_MASK)
             state >>= _WORD
         state = ((state // frequency) << _PRECISION) + state % frequency + start
-    at -= 2
-    words[at] = np.uint32(state >> _WORD)
-    words[at + 1] = np.uint32(state & _WORD_MASK)
-    return words[at:].copy()
+    return state, words[at:].copy()
+
+
+def encode_events(
+    table: NDArray[np.int32], value: NDArray[np.int32], cumulative: NDArray[np.uint32]
+) -> bytes:
+    """Code events into bytes; the decoder reads them in the same order.
+
+    Parameters
+    ----------
+    table : ndarray of shape (event,), int32
+        Row of `cumulative`, or -k for k <= 16 uniform bits.
+    value : ndarray of shape (event,), int32
+        Symbol of each event.
+    cumulative : ndarray of shape (table, symbol + 1), uint32
+        Cumulative frequencies, from 0 to 2**16.
+
+    Returns
+    -------
+    bytes
+        The state in as few bytes as hold it, 5 at least where words follow, most significant
+        first; then the words, little-endian, in reading order.
+    """
+    state, words = _encode(table, value, cumulative)
+    size = (int(state).bit_length() + 7) // 8
+    if len(words):
+        size = max(size, 5)
+    return int(state).to_bytes(size, "big") + words.astype("<u4").tobytes()
+
+
+def open_stream(data: memoryview) -> tuple[np.uint64, NDArray[np.uint32]]:
+    """Return the state and the words of a stream."""
+    size = len(data) if len(data) < 5 else 5 + (len(data) - 5) % 4
+    words = np.frombuffer(data[size:], "<u4").astype(np.uint32)
+    return np.uint64(int.from_bytes(data[:size], "big")), words
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -75,16 +92,10 @@ def advance(
     words: NDArray[np.uint32],
     at: int,
 ) -> tuple[np.uint64, int]:
-    """Remove one symbol from the state; read a word where the state runs low.
-
-    Past the end, `at` grows beyond ``len(words)`` and zeros are read: the caller checks it.
-    """
+    """Remove one symbol from the state; read a word where the state runs low."""
     state = frequency * (state >> _PRECISION) + (state & _SLOT_MASK) - start
-    if state < _LOWER:
-        word = np.uint64(0)
-        if at < len(words):
-            word = np.uint64(words[at])
-        state = (state << _WORD) | word
+    if state < _LOWER and at < len(words):
+        state = (state << _WORD) | np.uint64(words[at])
         at += 1
     return state, at
 

@@ -1,7 +1,8 @@
 """Block cosine transform: forward in floats for the encoder, inverse in integers.
 
 The inverse is the format: integer coefficients meet an integer matrix and only the last step
-multiplies by a float32, so every decoder gives the same floats.
+multiplies by a float32, so every decoder gives the same floats. A block's box may have any
+height and width up to 64.
 """
 
 from functools import cache
@@ -19,105 +20,140 @@ SECOND_SHIFT = 5
 OUTPUT_BITS = COEFFICIENT_BITS + 2 * MATRIX_BITS - FIRST_SHIFT - SECOND_SHIFT
 
 
-@cache
-def cosine_matrix(block: int) -> NDArray[np.float64]:
+def cosine_matrix(size: int) -> NDArray[np.float64]:
     """Return the orthonormal DCT-II matrix (frequency, position)."""
-    k, x = np.mgrid[:block, :block]
-    matrix: NDArray[np.float64] = np.sqrt(2 / block) * np.cos(np.pi * (2 * x + 1) * k / (2 * block))
+    k, x = np.mgrid[:size, :size]
+    matrix: NDArray[np.float64] = np.sqrt(2 / size) * np.cos(np.pi * (2 * x + 1) * k / (2 * size))
     matrix[0] /= np.sqrt(2)
     return matrix
 
 
 @cache
-def integer_matrix(block: int) -> NDArray[np.int64]:
-    """Return the cosine matrix with 13 fractional bits."""
-    return np.rint(cosine_matrix(block) * (1 << MATRIX_BITS)).astype(np.int64)
+def cosine_matrices(block: int) -> NDArray[np.float32]:
+    """Return the transposed matrices (position, frequency) of all sizes up to a block's.
+
+    Shape (block + 1, block, block); number n holds that of size n in its corner.
+    """
+    matrices = np.zeros((block + 1, block, block), np.float32)
+    for n in range(1, block + 1):
+        matrices[n, :n, :n] = cosine_matrix(n).T
+    return matrices
+
+
+@cache
+def integer_matrices(block: int) -> NDArray[np.int32]:
+    """Return the matrices (frequency, position) of all sizes with 13 fractional bits."""
+    matrices = np.zeros((block + 1, block, block), np.int32)
+    for n in range(1, block + 1):
+        matrices[n, :n, :n] = np.rint(cosine_matrix(n) * (1 << MATRIX_BITS))
+    return matrices
 
 
 @njit(cache=True, nogil=True)
 def forward(
-    values: NDArray[np.float32], matrix: NDArray[np.float64], out: NDArray[np.float32]
+    values: NDArray[np.float32],
+    across: NDArray[np.float32],
+    down: NDArray[np.float32],
+    half: NDArray[np.float32],
+    out: NDArray[np.float32],
 ) -> None:
-    """Transform one block of every band.
+    """Transform the box of one plane.
 
     Parameters
     ----------
-    values : ndarray of shape (band, block, block), float32
-    matrix : ndarray of shape (block, block), float64
-    out : ndarray of shape (band, block * block), float32
+    values : ndarray of shape (height, width), float32
+    across, down : ndarray of shape (block, block), float32
+        `cosine_matrices` of the width and of the height.
+    half : ndarray of shape (block, block), float32
+        Scratch.
+    out : ndarray of shape (block**2,), float32
         Coefficients, row-major in vertical and horizontal frequency.
     """
-    n = matrix.shape[0]
-    half = np.empty((n, n), np.float64)
-    for b in range(values.shape[0]):
-        for y in range(n):
-            for v in range(n):
-                total = 0.0
-                for x in range(n):
-                    total += matrix[v, x] * values[b, y, x]
-                half[y, v] = total
-        for u in range(n):
-            for v in range(n):
-                total = 0.0
-                for y in range(n):
-                    total += matrix[u, y] * half[y, v]
-                out[b, u * n + v] = total
+    height, width = values.shape
+    block = across.shape[0]
+    for y in range(height):
+        row = half[y]
+        row[:width] = 0
+        for x in range(width):
+            value, wave = values[y, x], across[x]
+            for v in range(width):
+                row[v] += value * wave[v]
+    for u in range(height):
+        line = out[u * block : u * block + width]
+        line[:] = 0
+        for y in range(height):
+            factor, row = down[y, u], half[y]
+            for v in range(width):
+                line[v] += factor * row[v]
+
+
+@njit(cache=True, nogil=True, inline="always")
+def dequantised(q: int, oscillating: bool, offsets: NDArray[np.int64]) -> int:
+    """Return what a coefficient stands for, sixteenths of a step."""
+    value = q << COEFFICIENT_BITS
+    if oscillating:
+        offset = offsets[min(abs(q), 3)]
+        value += -offset if q > 0 else offset
+    return value
 
 
 @njit(cache=True, nogil=True)
 def inverse(
     symbols: NDArray[np.int32],
-    extent: NDArray[np.uint8],
+    rows: int,
+    columns: int,
     offsets: NDArray[np.int64],
-    matrix: NDArray[np.int64],
-    scale: NDArray[np.float32],
-    out: NDArray[np.float32],
+    down: NDArray[np.int32],
+    across: NDArray[np.int32],
+    half: NDArray[np.int64],
+    out: NDArray[np.int64],
 ) -> None:
-    """Reconstruct one block of every band from its integer coefficients.
+    """Reconstruct the box of one plane from its integer coefficients, in integers.
 
     Parameters
     ----------
-    symbols : ndarray of shape (band, block * block), int32
+    symbols : ndarray of shape (block**2,), int32
         Quantised coefficients.
-    extent : ndarray of shape (band,), uint8
-        All coefficients outside the first `extent` rows and columns are zero.
+    rows, columns : int
+        All coefficients outside of the first rows and columns are zero.
     offsets : ndarray of shape (4,), int64
         Taken from the magnitude of an oscillating coefficient of magnitude 0, 1, 2 and above,
         in sixteenths of a step.
-    matrix : ndarray of shape (block, block), int64
-        `integer_matrix`.
-    scale : ndarray of shape (band,), float32
-        Step of each band times 2**-16.
-    out : ndarray of shape (band, block, block), float32
-        Written in full.
+    down, across : ndarray of shape (block, block), int32
+        `integer_matrices` of the box's height and width.
+    half : ndarray of shape (block, block), int32 or int64
+        Scratch; int32 where no sum can leave it, see `fits`.
+    out : ndarray of shape (height, width), of the same type
+        Values in 2**-16 of a step; written in full.
     """
-    n = matrix.shape[0]
-    half = np.empty((n, n), np.int64)
-    row = np.empty(n, np.int64)
-    for b in range(symbols.shape[0]):
-        k = extent[b]
-        if k == 0:
-            out[b] = 0
-            continue
-        for u in range(k):
-            row[:] = 1 << (FIRST_SHIFT - 1)
-            for v in range(k):
-                q = np.int64(symbols[b, u * n + v])
-                if q == 0:
-                    continue
-                value = q << COEFFICIENT_BITS
-                if u + v > 0:
-                    offset = offsets[3] if abs(q) > 3 else offsets[abs(q)]
-                    value += -offset if q > 0 else offset
-                for x in range(n):
-                    row[x] += matrix[v, x] * value
-            for x in range(n):
-                half[u, x] = row[x] >> FIRST_SHIFT
-        for y in range(n):
-            row[:] = 1 << (SECOND_SHIFT - 1)
-            for u in range(k):
-                m = matrix[u, y]
-                for x in range(n):
-                    row[x] += m * half[u, x]
-            for x in range(n):
-                out[b, y, x] = np.float32(row[x] >> SECOND_SHIFT) * scale[b]
+    height, width = out.shape
+    block = down.shape[0]
+    for u in range(rows):
+        line = half[u, :width]
+        line[:] = 1 << (FIRST_SHIFT - 1)
+        for v in range(columns):
+            q = np.int64(symbols[u * block + v])
+            if q == 0:
+                continue
+            value, wave = dequantised(q, u + v > 0, offsets), across[v, :width]
+            for x in range(width):
+                line[x] += wave[x] * value
+        for x in range(width):
+            line[x] >>= FIRST_SHIFT
+    for y in range(height):
+        row = out[y]
+        row[:] = 1 << (SECOND_SHIFT - 1)
+        for u in range(rows):
+            factor, line = down[u, y], half[u, :width]
+            for x in range(width):
+                row[x] += factor * line[x]
+        for x in range(width):
+            row[x] >>= SECOND_SHIFT
+
+
+@njit(cache=True, nogil=True, inline="always")
+def fits(total: int, largest_down: int, largest_across: int) -> bool:
+    """Return whether sums stay within int32, for a sum of magnitudes of coefficients."""
+    first = ((total + 1) << COEFFICIENT_BITS) * 2 * largest_across
+    second = ((first >> FIRST_SHIFT) + 64) * largest_down
+    return first < 1 << 30 and second < 1 << 30

@@ -1,0 +1,240 @@
+"""The encoder's side of a chunk: transform, quantise, and decide by rate and distortion."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from nec.codec.coding import Coding
+from nec.codec.contexts import (
+    FLAG_NEIGHBOURS,
+    LARGEST,
+    NEIGHBOURS,
+    scan_of,
+)
+from nec.codec.model import Blocks, State, new_state
+from nec.codec.partition import Partition, blocks_of, partition_of
+from nec.codec.transform import cosine_matrices, forward
+from nec.codec.traversal import Events, Trace, encode_segment
+from nec.errors import ChunkError
+
+
+@njit(cache=True, nogil=True)
+def _transform(
+    values: NDArray[np.float32],
+    valid: NDArray[np.bool_],
+    box: NDArray[np.int64],
+    matrices: NDArray[np.float32],
+    coefficients: NDArray[np.float32],
+) -> None:
+    """Transform every box that holds a valid token; missing ones take the mean of the valid."""
+    block = matrices.shape[1]
+    samples, rows, columns, bands, _ = coefficients.shape
+    plane = np.empty((block, block), np.float32)
+    half = np.empty((block, block), np.float32)
+    for s in range(samples):
+        for r in range(rows):
+            for c in range(columns):
+                y0, y1, x0, x1 = box[s, r, c]
+                if y1 == 0:
+                    continue
+                height, width = y1 - y0, x1 - x0
+                seen = valid[s, y0:y1, x0:x1]
+                count = int(seen.sum())
+                whole = count == height * width
+                for b in range(bands):
+                    source = values[s, b, y0:y1, x0:x1]
+                    tile = plane[:height, :width]
+                    tile[:] = source
+                    if not whole:
+                        total = 0.0
+                        for y in range(height):
+                            for x in range(width):
+                                if seen[y, x]:
+                                    total += source[y, x]
+                        mean = np.float32(total / count)
+                        for y in range(height):
+                            for x in range(width):
+                                if not seen[y, x]:
+                                    tile[y, x] = mean
+                    forward(tile, matrices[width], matrices[height], half, coefficients[s, r, c, b])
+
+
+@njit(cache=True, nogil=True)
+def _quantise(
+    coefficients: NDArray[np.float32],
+    steps: NDArray[np.float32],
+    blocks: Blocks,
+    verbatim: NDArray[np.bool_],
+    symbols: NDArray[np.int32],
+) -> None:
+    """Round coded blocks to steps; those out of range move from `coded` to `verbatim`."""
+    samples, rows, columns, bands, size = coefficients.shape
+    for s in range(samples):
+        for y in range(rows):
+            for x in range(columns):
+                if not blocks.coded[s, y, x]:
+                    continue
+                finer = 2.0 ** (blocks.refinement[s, y, x] / 2)
+                for b in range(bands):
+                    scale = finer / np.float64(steps[b])
+                    for p in range(size):
+                        c = coefficients[s, y, x, b, p] * scale
+                        magnitude = np.floor(abs(c) + 0.5)
+                        if not magnitude < LARGEST:
+                            blocks.coded[s, y, x] = False
+                            break
+                        q = np.int32(magnitude)
+                        symbols[s, y, x, b, p] = -q if c < 0 else q
+                    if not blocks.coded[s, y, x]:
+                        symbols[s, y, x] = 0
+                        verbatim[s, y, x] = True
+                        break
+
+
+class Decided(NamedTuple):
+    """A chunk between the quantiser and the entropy coder.
+
+    Attributes
+    ----------
+    values : ndarray of shape (sample, band, y, x), float32
+    valid : ndarray of shape (sample, y, x), bool
+    partition : Partition
+    blocks : Blocks
+    verbatim : ndarray of shape (sample, row, column), bool
+        Blocks stored as float32: too large in magnitude for their steps, or beyond refinement.
+    state : State
+        After everything is coded: coefficients, and what was seen of them.
+    events : list of Events
+        What codes each segment.
+    trace : Trace
+        What the contexts saw; of size 0 unless it was asked for.
+    patches : mapping of int to ndarray
+        Corrections by token number in the chunk: half steps of every band.
+    """
+
+    values: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+    partition: Partition
+    blocks: Blocks
+    verbatim: NDArray[np.bool_]
+    state: State
+    events: list[Events]
+    trace: Trace
+    patches: Mapping[int, NDArray[np.int64]]
+
+    @property
+    def symbols(self) -> NDArray[np.int32]:
+        """Coefficients, shape (sample, row, column, band, block**2)."""
+        return self.state.symbols
+
+
+class Transformed:
+    """A chunk between the transform and the quantiser.
+
+    Parameters
+    ----------
+    values : ndarray of shape (sample, band, y, x), float32
+    block : int
+
+    Attributes
+    ----------
+    valid : ndarray of shape (sample, y, x), bool
+        A vector with any component missing is missing.
+    coefficients : ndarray of shape (sample, row, column, band, block**2), float32
+
+    Raises
+    ------
+    ChunkError
+        If a value is infinite.
+    """
+
+    def __init__(self, values: NDArray[np.float32], block: int) -> None:
+        if bool(np.isinf(values).any()):
+            raise ChunkError(
+                "the embedding holds infinities", "replace them, or set them to NaN (missing)"
+            )
+        self.block = block
+        self.values = values
+        self.valid: NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=1))
+        self.partition = partition_of(self.valid, block)
+        shape = self.partition.box.shape[:3]
+        self.coefficients = np.zeros((*shape, values.shape[1], block * block), np.float32)
+        _transform(
+            values, self.valid, self.partition.box, cosine_matrices(block), self.coefficients
+        )
+
+    def decide(
+        self,
+        coding: Coding,
+        *,
+        refinement: NDArray[np.int64] | None = None,
+        verbatim: NDArray[np.bool_] | None = None,
+        trace: bool = False,
+    ) -> Decided:
+        """Quantise by rate and distortion, and list the events that code it.
+
+        Parameters
+        ----------
+        coding : Coding
+            Steps, contexts and costs.
+        refinement : ndarray of shape (sample, row, column), int64, optional
+            Halvings of the squared step; none by default.
+        verbatim : ndarray of shape (sample, row, column), bool, optional
+            Blocks to store as they are.
+        trace : bool
+            Record what the contexts saw.
+        """
+        occupied = self.partition.occupied
+        verbatim = np.zeros_like(occupied) if verbatim is None else verbatim.copy()
+        if refinement is None:
+            refinement = np.zeros(occupied.shape, np.int64)
+        blocks = blocks_of(self.partition, occupied & ~verbatim, refinement, self.block)
+        scan = scan_of(self.block)
+        steps = coding.step_values
+        state = new_state(self.coefficients.shape, len(scan.octave), coding.parameters)
+        _quantise(self.coefficients, steps, blocks, verbatim, state.symbols)
+        most = int(state.energy.size + 3 * state.residual.size + state.symbols.size)
+        most += 6 * int(np.count_nonzero(state.symbols)) + 6 * state.residual.size
+        if trace:
+            tiles, coefficients = state.energy.size, state.symbols.size
+        else:
+            tiles = coefficients = 0
+        record = Trace(
+            np.empty((coefficients, NEIGHBOURS), np.float32),
+            np.empty((coefficients, 2), np.int32),
+            np.empty((tiles, FLAG_NEIGHBOURS), np.float32),
+            np.empty((tiles, 2), np.int32),
+            np.zeros(2, np.int64),
+        )
+        buffer = Events(np.empty(most, np.int32), np.empty(most, np.int32))
+        events = []
+        for segment in coding.segments:
+            count = encode_segment(
+                segment,
+                self.coefficients,
+                steps,
+                coding.lagrangian,
+                np.array(coding.offsets, np.int64),
+                coding.cost,
+                scan,
+                blocks,
+                coding.parameters,
+                state,
+                buffer,
+                record,
+            )
+            events.append(Events(buffer.table[:count].copy(), buffer.value[:count].copy()))
+        return Decided(
+            self.values,
+            self.valid,
+            self.partition,
+            blocks,
+            verbatim,
+            state,
+            events,
+            record,
+            {},
+        )
