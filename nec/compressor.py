@@ -5,7 +5,7 @@ import json
 import logging
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,7 @@ class Compressor:
             lagrangian=lagrangian,
             # The fixed bytes of a chunk weigh on a small sample.
             bytes_per_vector=scene_bytes + 64 / len(pooled),
+            chunk_tokens=1,
         )
         fidelity = Fidelity(vectors=len(features), **measured)
         log.info("fitted: %s", fidelity)
@@ -195,8 +196,21 @@ class Compressor:
     @property
     def digest(self) -> str:
         """Name of this compressor: basis and codings."""
-        parts = self.basis_hash.encode() + self.coding.digest + self.scene_coding.digest
-        return hashlib.sha256(parts).hexdigest()[:16]
+        # Whole codings: what the encoder alone heeds makes other bytes too.
+        codings = json.dumps([self.coding.to_dict(), self.scene_coding.to_dict()], sort_keys=True)
+        return hashlib.sha256((self.basis_hash + codings).encode()).hexdigest()[:16]
+
+    def guarded(self, min_cosine: float | None) -> "Compressor":
+        """Return this compressor with a smallest cosine for every vector; see `fit`.
+
+        None leaves it as it is.
+        """
+        if min_cosine is None:
+            return self
+        coding, scene_coding = (
+            replace(c, min_cosine=min_cosine) for c in (self.coding, self.scene_coding)
+        )
+        return replace(self, coding=coding, scene_coding=scene_coding)
 
     def measure(self, sample: ArrayLike | xr.DataArray | Sequence[ArrayLike]) -> Fidelity:
         """Code another sample and measure it; see `fit` for its shape."""
@@ -339,12 +353,13 @@ def klt(pieces: Sequence[NDArray[np.float32]], whitening: float = 0.25) -> NDArr
     dim, rings = pieces[0].shape[-1], 2 * SPECTRUM - 1
     second, total = np.zeros((rings, dim, dim)), np.zeros((rings, dim))
     count = np.zeros(rings)
-    u, v = np.mgrid[:SPECTRUM, :SPECTRUM]
     for piece in pieces:
         values = np.ascontiguousarray(np.moveaxis(piece, -1, 1), np.float32)
         spectrum = Transformed(values, SPECTRUM)
         box = spectrum.partition.box.reshape(-1, 4)
-        coefficients = spectrum.coefficients.reshape(-1, dim, SPECTRUM, SPECTRUM)
+        edge = spectrum.partition.edge
+        coefficients = spectrum.coefficients.reshape(-1, dim, edge, edge)
+        u, v = np.mgrid[:edge, :edge]
         inside = (u < (box[:, 1] - box[:, 0])[:, None, None]) & (
             v < (box[:, 3] - box[:, 2])[:, None, None]
         )

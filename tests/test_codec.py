@@ -1,6 +1,7 @@
 """The codec: every array comes back within its error, every damage is noticed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nec.codec import Coding, NecCodec
+from nec.codec.chunk import decode_parts, encode_chunk
+from nec.codec.container import PART_NAMES, take_apart
 from nec.codec.fitting import fit_coding
-from nec.codec.tables import cumulate, quantise_frequencies
+from nec.codec.guarantee import cosines
+from nec.codec.tables import cumulate, pack, quantise_frequencies
 from nec.errors import ChunkError
 
 
@@ -28,7 +32,7 @@ def smooth_field(bands: int, height: int, width: int, samples: int = 1) -> np.nd
     return out
 
 
-@pytest.fixture(scope="module", params=[16, 8, 1])
+@pytest.fixture(scope="module", params=[64, 8, 1])
 def codec(request: pytest.FixtureRequest) -> NecCodec:
     sample = smooth_field(4, 48, 40)
     steps = np.full(4, 0.1, np.float32)
@@ -40,8 +44,8 @@ def codec(request: pytest.FixtureRequest) -> NecCodec:
 
 def worst_error(coding: Coding) -> np.ndarray:
     """A bound of the error of any value, for each band: every coefficient off by its most."""
-    worst = 1.5  # a step off the nearest, and more where a whole group is left out
-    return np.array(coding.steps) * worst * coding.block
+    worst = 1.5  # a step off the nearest, and more where a whole tile is left out
+    return coding.step_values * worst * coding.block
 
 
 def test_round_trip_through_bytes_and_dict(codec: NecCodec) -> None:
@@ -83,7 +87,7 @@ def test_any_array_comes_back_within_its_error(codec: NecCodec, values: np.ndarr
     # Beside the steps: rounding of float32, and of the 13-bit matrix, to the block's largest.
     largest = np.abs(np.where(valid, values, 0)).max(initial=0)
     allowed = worst_error(codec.coding)[None, :, None, None] + 4e-3 * min(
-        largest, float(max(codec.coding.steps)) * 2**20
+        largest, float(codec.coding.step_values.max()) * 2**20
     )
     assert (error <= allowed)[valid].all()
 
@@ -106,18 +110,104 @@ def test_collections_and_single_vectors(codec: NecCodec) -> None:
         assert np.abs(decoded - values).max() < worst_error(codec.coding).max()
 
 
-def test_truncation_and_flipped_header_are_noticed(codec: NecCodec) -> None:
-    values = smooth_field(4, 32, 32)[0]
-    values[:, 3:9, :4] = np.nan
-    data = codec.encode_array(values)
+def test_every_flipped_bit_and_truncation_is_noticed() -> None:
+    sample = smooth_field(3, 24, 20)
+    sample[0, :, 3:9, :4] = np.nan
+    steps = np.full(3, 0.3, np.float32)
+    coding, _ = fit_coding([sample], relative_steps=steps, block=16, lagrangian=0.1, cosine=0.97)
+    coding = replace(coding, min_cosine=0.9, octave_groups=(2, 5), band_groups=(1, 3))
+    sample[0, :, 20:] *= 1e9  # verbatim
+    data = encode_chunk(sample, coding)
+    codec = NecCodec(coding)
     for cut in range(len(data)):
         with pytest.raises(ChunkError):
-            codec.decode_array(data[:cut], values.shape)
-    for position in range(10):
+            codec.decode_array(data[:cut], sample.shape)
+    for bit in range(8 * len(data)):
         broken = bytearray(data)
-        broken[position] ^= 4
+        broken[bit // 8] ^= 1 << bit % 8
         with pytest.raises(ChunkError):
-            codec.decode_array(bytes(broken), values.shape)
+            codec.decode_array(bytes(broken), sample.shape)
+
+
+def test_coarser_segments_decode_by_themselves() -> None:
+    values = smooth_field(6, 64, 64)
+    values[0, :, 10:14, 50:] = np.nan
+    coding, _ = fit_coding(
+        [values],
+        relative_steps=np.full(6, 0.1, np.float32),
+        block=32,
+        lagrangian=0.1,
+        cosine=0.995,
+    )
+    coding = replace(coding, octave_groups=(1, 3, 6), band_groups=(2, 6))
+    parts = take_apart(
+        memoryview(encode_chunk(values, coding)), coding.digest, len(coding.segments)
+    )
+    whole = decode_parts(parts, coding, values.shape)
+    first = len(PART_NAMES)
+    few = {n: p for n, p in parts.items() if n < first or (n - first) % 2 == 0}
+    assert np.array_equal(decode_parts(few, coding, (1, 2, 64, 64)), whole[:, :2], equal_nan=True)
+    # Without the highest octaves, the means of cells are nearly the same.
+    low = {n: p for n, p in parts.items() if n < first + 4}
+    smooth = decode_parts(low, coding, values.shape)
+    assert not np.array_equal(smooth, whole, equal_nan=True)
+    cells = [v[0, :, 32:].reshape(6, 4, 8, 8, 8).mean((2, 4)) for v in (smooth, whole)]
+    assert np.abs(cells[0] - cells[1]).max() < 0.02
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.integers(1, 2), st.just(4), st.integers(1, 20), st.integers(1, 20)).flatmap(
+        lambda shape: hnp.arrays(
+            np.float32,
+            shape,
+            elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
+            fill=st.sampled_from([0.0, 1.5, np.nan, -3e4, 1e-30, 2.5e38]),
+        )
+    ),
+    st.floats(0.5, 0.99999),
+)
+def test_the_smallest_cosine_is_kept(
+    codec: NecCodec, values: np.ndarray, min_cosine: float
+) -> None:
+    guarded = NecCodec(replace(codec.coding, min_cosine=min_cosine))
+    decoded = guarded.decode_array(guarded.encode_array(values), values.shape)
+    valid = ~np.isnan(values).any(axis=1)
+    cosine = cosines(np.moveaxis(values, 1, -1)[valid], np.moveaxis(decoded, 1, -1)[valid])
+    assert (cosine >= min_cosine).all()
+
+
+def test_faint_blocks_and_small_boxes_beside_strong_ones(codec: NecCodec) -> None:
+    guarded = NecCodec(replace(codec.coding, min_cosine=0.95))
+    values = smooth_field(4, 128, 64)
+    values[:, :, 64:] = 1e-5 * np.random.default_rng(0).normal(size=(1, 4, 64, 64))
+    decoded = guarded.decode_array(guarded.encode_array(values), values.shape)
+    assert cosines(np.moveaxis(values, 1, -1), np.moveaxis(decoded, 1, -1)).min() >= 0.95
+    lone = np.full((1, 4, 8, 16), np.nan, np.float32)
+    lone[..., :8] = 1
+    lone[..., 3, 12] = 5e5 * codec.coding.step_values
+    decoded = codec.decode_array(codec.encode_array(lone), lone.shape)
+    assert np.nanmax(np.abs(decoded - lone)) < 4e-3 * np.nanmax(lone)
+    many = np.full((300, 4, 1, 1), 1.04e6, np.float32) * codec.coding.step_values[:, None, None]
+    many[-1] *= 1e-11
+    decoded = guarded.decode_array(guarded.encode_array(many), many.shape)
+    assert cosines(many[..., 0, 0], decoded[..., 0, 0]).min() >= 0.95
+
+
+def test_a_guarantee_costs_little_where_few_vectors_are_bad() -> None:
+    values = smooth_field(8, 64, 64)
+    values[0, :, 30, 7] *= -1
+    coding, measured = fit_coding(
+        [values],
+        relative_steps=np.full(8, 0.1, np.float32),
+        block=64,
+        lagrangian=0.1,
+        cosine=0.99,
+    )
+    guarded = replace(coding, min_cosine=0.95)
+    plain, kept = encode_chunk(values, coding), encode_chunk(values, guarded)
+    assert measured["cosine_min"] < 0.95
+    assert len(plain) < len(kept) < 1.3 * len(plain)
 
 
 def test_configuration_refuses_what_it_does_not_know(codec: NecCodec) -> None:
@@ -128,8 +218,11 @@ def test_configuration_refuses_what_it_does_not_know(codec: NecCodec) -> None:
         {"surprise": 1},
         {"tables": "AAAA"},
         {"flags": "?"},
-        {"steps": [0.1, -1.0, 0.1, 0.1]},
+        {"steps": pack(np.array([0.1, -1.0, 0.1, 0.1], np.float32))},
         {"block": 7},
+        {"band_groups": [3]},
+        {"octave_groups": [2, 1]},
+        {"times": 4},
     ):
         with pytest.raises(ChunkError):
             NecCodec.from_dict({"name": "nec", "configuration": configuration | change})

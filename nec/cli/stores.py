@@ -10,7 +10,7 @@ from rich.table import Table
 
 from nec.cli.terminal import Store, app, console, progress_bar
 from nec.demo import size_text
-from nec.errors import CompressorError
+from nec.errors import CompressorError, StoreError
 
 
 def _parse_bands(text: str | None) -> Any:
@@ -51,6 +51,9 @@ def encode(
     rule: Annotated[
         str | None, typer.Option(help="Decoding rule of an int8 embedding product.")
     ] = None,
+    min_cosine: Annotated[
+        float | None, typer.Option(help="Smallest cosine of any vector, a guarantee.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Threads; all cores by default.")] = None,
 ) -> None:
     """Encode a scene, or a folder of images, to a compressed store.
@@ -89,6 +92,7 @@ def encode(
             time=time,
             crs=crs,
             gsd=gsd,
+            min_cosine=min_cosine,
             workers=workers,
             progress=progress,
         )
@@ -119,6 +123,12 @@ def fit(
     rule: Annotated[
         str | None, typer.Option(help="Decoding rule of an int8 product: alphaearth.")
     ] = None,
+    gamma: Annotated[
+        float, typer.Option(help="Steps ~ variance ** gamma: 0 for cosine, 0.125 for heads.")
+    ] = 0.0,
+    min_cosine: Annotated[
+        float, typer.Option(help="Smallest cosine of any vector, a guarantee.")
+    ] = 0.0,
 ) -> None:
     """Fit a compressor to embeddings that are there already, of any product.
 
@@ -129,7 +139,13 @@ def fit(
     from nec.compressor import Compressor
     from nec.products import open_embedding
 
-    fitted = Compressor.fit(open_embedding(source, rule=rule), bytes_per_vector=size, cosine=cosine)
+    fitted = Compressor.fit(
+        open_embedding(source, rule=rule),
+        bytes_per_vector=size,
+        cosine=cosine,
+        gamma=gamma,
+        min_cosine=min_cosine,
+    )
     fitted.save(compressor)
     console.print(
         f"[bold]{escape(str(compressor))}[/bold]: {fitted.fidelity.bytes_per_vector:.3f} "
@@ -183,8 +199,30 @@ def info(
         if value not in (None, ""):
             table.add_row(key, escape(str(value)))
     console.print(table)
+    _print_shares(store)
     if quicklook is not None:
         console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
+
+
+def _print_shares(store: str) -> None:
+    """Print what subsets of a store cost, where it has any."""
+    from nec.archive.objects import checked_store
+    from nec.archive.subset import shares
+
+    found: dict[int, dict[int, float]] = {}
+    with suppress(StoreError):  # damage is for nec verify to tell
+        found = shares(checked_store(store))
+    if not found or min(min(row.values()) for row in found.values()) > 0.99:
+        return
+    edges = list(next(iter(found.values())))
+    table = Table(
+        "bands",
+        *map(str, edges),
+        title="share of the bytes that `bands` and `overview` need",
+    )
+    for bands, row in found.items():
+        table.add_row(str(bands), *(f"{row[edge]:.0%}" for edge in edges))
+    console.print(table)
 
 
 @app.command()

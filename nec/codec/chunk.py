@@ -18,7 +18,6 @@ from nec.codec.container import (
     assemble,
     take_apart,
 )
-from nec.codec.contexts import REFINEMENTS as MOST_REFINEMENTS
 from nec.codec.contexts import scan_of
 from nec.codec.mask import decode_mask, encode_mask
 from nec.codec.model import Blocks, new_state
@@ -33,7 +32,10 @@ if TYPE_CHECKING:
     from nec.codec.decisions import Decided
 
 _COUNT = struct.Struct("<I")
-NO_PATCHES = (np.full((0, 0, 0), -1, np.int32), np.empty((0, 0), np.int32))
+NO_PATCHES: tuple[NDArray[np.int32], NDArray[np.int32]] = (
+    np.full((0, 0, 0), -1, np.int32),
+    np.empty((0, 0), np.int32),
+)
 
 
 @njit(cache=True, nogil=True)
@@ -41,14 +43,14 @@ def _patch(
     patch_of: NDArray[np.int32], patches: NDArray[np.int32], b: int, values: NDArray[np.int64]
 ) -> None:
     """Add the half steps of patched tokens."""
-    for y in range(values.shape[0]):
-        for x in range(values.shape[1]):
+    for y in range(patch_of.shape[0]):
+        for x in range(patch_of.shape[1]):
             if patch_of[y, x] >= 0:
                 values[y, x] += np.int64(patches[patch_of[y, x], b]) << (OUTPUT_BITS - 1)
 
 
 @njit(cache=True, nogil=True)
-def _reconstruct(
+def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slower
     symbols: NDArray[np.int32],
     extent: NDArray[np.uint8],
     blocks: Blocks,
@@ -64,9 +66,10 @@ def _reconstruct(
     out: NDArray[np.float32],
 ) -> None:
     """Write the decoded values of coded blocks; all else is left."""
-    block = matrices.shape[1]
-    half, tile = np.empty((block, block), np.int32), np.empty((block, block), np.int32)
-    wide_half, wide_tile = np.empty((block, block), np.int64), np.empty((block, block), np.int64)
+    block = matrices.shape[2]
+    half, pair = np.empty((block + 3, block), np.int32), np.empty((2, block), np.int32)
+    wide_half, wide_pair = np.empty((block + 3, block), np.int64), np.empty((2, block), np.int64)
+    tile, wide_tile = np.empty((block, block), np.int32), np.empty((block, block), np.int64)
     samples, bands = out.shape[:2]
     largest = np.empty(block + 1, np.int64)
     for n in range(1, block + 1):
@@ -83,10 +86,10 @@ def _reconstruct(
                 finer = np.float32(2.0 ** -(refinement >> 1))
                 patched = len(patches) > 0 and patch_of[s, y0:y1, x0:x1].max() >= 0
                 for b in range(bands):
-                    target = out[s, b, y0:y1, x0:x1]
                     k, m = np.int64(extent[s, r, c, b, 0]), np.int64(extent[s, r, c, b, 1])
                     if k == 0 and not patched:
-                        target[:] = 0
+                        for y in range(y0, y1):
+                            out[s, b, y, x0:x1] = 0
                         continue
                     factor = scale[b] * finer
                     if refinement & 1:
@@ -97,19 +100,31 @@ def _reconstruct(
                         for v in range(m):
                             total += abs(here[u * block + v])
                     if not patched and fits(total, largest[height], largest[width]):
-                        values = tile[:height, :width]
-                        inverse(here, k, m, offsets, down, across, half, values)
+                        inverse(here, k, m, height, width, offsets, down, across, half, pair, tile)
                         for y in range(height):
+                            line, values = out[s, b, y0 + y, x0:x1], tile[y, :width]
                             for x in range(width):
-                                target[y, x] = np.float32(values[y, x]) * factor
+                                line[x] = np.float32(values[x]) * factor
                         continue
-                    wide = wide_tile[:height, :width]
-                    inverse(here, k, m, offsets, down, across, wide_half, wide)
+                    inverse(
+                        here,
+                        k,
+                        m,
+                        height,
+                        width,
+                        offsets,
+                        down,
+                        across,
+                        wide_half,
+                        wide_pair,
+                        wide_tile,
+                    )
                     if patched:
-                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide)
+                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide_tile)
                     for y in range(height):
+                        line, wide = out[s, b, y0 + y, x0:x1], wide_tile[y, :width]
                         for x in range(width):
-                            target[y, x] = np.float32(wide[y, x]) * factor
+                            line[x] = np.float32(wide[x]) * factor
 
 
 @njit(cache=True, nogil=True)
@@ -139,8 +154,8 @@ def reconstruct(
         extent,
         blocks,
         *partition,
-        np.array(coding.offsets, np.int64),
-        integer_matrices(coding.block),
+        coding.offset_values,
+        integer_matrices(partition.edge),
         coding.step_values[: out.shape[1]] * np.float32(2.0**-OUTPUT_BITS),
         np.float32(np.sqrt(0.5)),
         *patches,
@@ -189,8 +204,9 @@ def pack_chunk(decided: "Decided", coding: Coding) -> bytes:
     parts: list[bytes | None] = [None] * len(PART_NAMES)
     if not decided.valid.all():
         parts[MASK] = encode_mask(decided.valid)
-    if decided.blocks.refinement.any():
-        parts[REFINEMENTS] = _pack_refinements(decided.blocks.refinement[decided.blocks.coded])
+    refinement = decided.blocks.refinement[decided.blocks.coded]
+    if refinement.any():
+        parts[REFINEMENTS] = _pack_refinements(refinement)
     if decided.verbatim.any():
         parts[VERBATIM] = _pack_verbatim(decided)
     if decided.patches:
@@ -221,7 +237,7 @@ def _read_refinements(data: memoryview, coded: NDArray[np.bool_]) -> NDArray[np.
     if intact:
         cumulative = np.array([[0, data[0] << 8, 1 << 16]], np.uint32)
         intact = _decode_refinements(*open_stream(data[1:]), cumulative, coded, refinement)
-    if not intact or (refinement >= MOST_REFINEMENTS).any():
+    if not intact:
         raise ChunkError("the chunk's refinements do not decode", "fetch it again")
     return refinement
 
@@ -358,10 +374,12 @@ def decode_parts(
     if REFINEMENTS in parts:
         refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
     blocks = blocks_of(partition, coded, refinement, coding.block)
-    scan = scan_of(coding.block)
+    scan = scan_of(coding.block, partition.edge)
     # Only the planes of the groups that hold the wanted bands.
     planes = next(b for b in coding.band_groups if b >= bands)
-    state = new_state((*coded.shape, planes, coding.block**2), len(scan.octave), coding.parameters)
+    state = new_state(
+        (*coded.shape, planes, partition.edge**2), len(scan.octave), coding.parameters
+    )
     extent = np.zeros((*coded.shape, planes, 2), np.uint8)
     for i, segment in enumerate(coding.segments):
         part = parts.get(len(PART_NAMES) + i)
@@ -390,5 +408,6 @@ def decode_parts(
     out = np.empty(shape, np.float32)
     reconstruct(state.symbols, extent, blocks, partition, valid, coding, patches, out)
     for i, values in verbatim.items():
-        out[_window(partition, i)] = values[:bands]
+        window = _window(partition, i)
+        out[window] = np.where(valid[window[0], *window[2:]], values[:bands], np.float32(np.nan))
     return out

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,9 @@ class Coding:
         Edge of a transform block, tokens: 1, 2, 4, 8, 16, 32 or 64.
     steps : str
         Quantiser step of each band, packed float32.
-    offsets : tuple of 4 int
-        Taken from the magnitude of an oscillating coefficient of magnitude 0, 1, 2 and above
-        on reconstruction, in sixteenths of a step.
+    offsets : tuple of 3 int
+        Taken from the magnitude of an oscillating coefficient of magnitude 1, 2 and above on
+        reconstruction, in sixteenths of a step.
     band_groups, octave_groups : tuple of int
         Where the segments of a chunk end: bands and octaves, ascending; the last is all.
     weights, flag_weights : str
@@ -70,7 +71,7 @@ class Coding:
 
     block: int
     steps: str = field(repr=False)
-    offsets: tuple[int, int, int, int]
+    offsets: tuple[int, int, int]
     band_groups: tuple[int, ...]
     octave_groups: tuple[int, ...]
     weights: str = field(repr=False)
@@ -88,13 +89,15 @@ class Coding:
 
     def __post_init__(self) -> None:
         _check_version(self.version)
-        if self.block not in BLOCKS:
+        if type(self.block) is not int or self.block not in BLOCKS:
             raise ChunkError(f"block {self.block} is not one of {BLOCKS}", "check zarr.json")
+        if any(type(i) is not int for i in (*self.offsets, *self.band_groups, *self.octave_groups)):
+            raise ChunkError("offsets or groups are not integers", "check zarr.json")
         steps = self.step_values
         if not len(steps) or not (np.isfinite(steps) & (steps > 0)).all():
             raise ChunkError("the steps are not all positive and finite", "check zarr.json")
-        if len(self.offsets) != 4 or not all(-8 <= o <= 8 for o in self.offsets):
-            raise ChunkError(f"offsets {self.offsets} are not 4 in -8..8", "check zarr.json")
+        if len(self.offsets) != 3 or not all(-8 <= o <= 8 for o in self.offsets):
+            raise ChunkError(f"offsets {self.offsets} are not 3 in -8..8", "check zarr.json")
         for name, groups, end in (
             ("band", self.band_groups, len(steps)),
             ("octave", self.octave_groups, self.octaves),
@@ -111,6 +114,11 @@ class Coding:
         """Quantiser step of each band, float32."""
         return unpack(self.steps, "float32", (-1,))
 
+    @cached_property
+    def offset_values(self) -> NDArray[np.int64]:
+        """What is taken from magnitudes 0, 1, 2 and above, sixteenths of a step."""
+        return np.array((0, *self.offsets), np.int64)
+
     @property
     def bands(self) -> int:
         """Number of bands."""
@@ -125,11 +133,7 @@ class Coding:
     def segments(self) -> tuple[Segment, ...]:
         """The segments of a chunk in order: octaves outside, bands inside."""
         octaves, bands = (0, *self.octave_groups), (0, *self.band_groups)
-        return tuple(
-            Segment(a, b, c, d)
-            for a, b in zip(octaves, octaves[1:], strict=False)
-            for c, d in zip(bands, bands[1:], strict=False)
-        )
+        return tuple(Segment(a, b, c, d) for a, b in pairwise(octaves) for c, d in pairwise(bands))
 
     @cached_property
     def parameters(self) -> Parameters:
@@ -230,10 +234,7 @@ class Coding:
                 "fetch zarr.json again, or install the release of nec that wrote it",
             )
         try:
-            lists = {
-                name: tuple(int(i) for i in data[name])
-                for name in ("offsets", "band_groups", "octave_groups")
-            }
+            lists = {n: tuple(data[n]) for n in ("offsets", "band_groups", "octave_groups")}
             coding = cls(**data | lists)
         except (TypeError, ValueError) as error:
             raise ChunkError(
@@ -245,7 +246,7 @@ class Coding:
 
 
 def _check_version(version: Any) -> None:
-    if version != FORMAT_VERSION:
+    if type(version) is not int or version != FORMAT_VERSION:
         raise ChunkError(
             f"the codec's configuration is of format version {version}",
             f"this package reads version {FORMAT_VERSION}: install a release of nec that "

@@ -32,7 +32,8 @@ def assemble(digest: bytes, parts: Sequence[bytes | None]) -> bytes:
     digest : bytes
         Of the coding.
     parts : sequence of bytes or None
-        Mask, refinements, verbatim blocks and patches, each None where there is none; then the segments.
+        Mask, refinements, verbatim blocks and patches, each None where there is none; then the
+        segments.
     """
     flags = sum(1 << i for i in range(len(PART_NAMES)) if parts[i] is not None)
     present = [part for part in parts if part is not None]
@@ -117,34 +118,37 @@ def read_head(data: bytes | memoryview, digest: bytes, segments: int) -> Head | 
         raise ChunkError(f"the chunk has unknown flags {flags:#x}", "fetch it again")
     numbers = [i for i in range(len(PART_NAMES)) if flags >> i & 1]
     numbers += [len(PART_NAMES) + i for i in range(segments)]
-    at, lengths = _FIXED, []
-    for _ in numbers:
-        length = shift = 0
-        while True:
-            if at >= len(data):
-                return None
-            if shift > 28:
-                raise ChunkError("the chunk's head is malformed", "fetch it again")
-            length |= (data[at] & 127) << shift
-            shift, at = shift + 7, at + 1
-            if not data[at - 1] & 128:
-                break
-        lengths.append(length)
+    at, lengths = _FIXED, {}
+    for n in numbers:
+        found = _read_varint(data, at)
+        if found is None:
+            return None
+        lengths[n], at = found
     raw = bytes(data[:at])
-    checked = [n for n, length in zip(numbers, lengths, strict=True) if length]
+    checked = [n for n, length in lengths.items() if length]
     if at + _CRC * max(len(checked), 1) > len(data):
         return None
-    sums = {}
-    for n in checked:
-        sums[n], at = bytes(data[at : at + _CRC]), at + _CRC
-    if not checked:
-        if bytes(data[at : at + _CRC]) != _checksum(raw, b""):
-            raise ChunkError("the chunk's head does not match its checksum", "fetch it again")
-        at += _CRC
+    sums = {n: bytes(data[at + _CRC * i : at + _CRC * (i + 1)]) for i, n in enumerate(checked)}
+    if not checked and bytes(data[at : at + _CRC]) != _checksum(raw, b""):
+        raise ChunkError("the chunk's head does not match its checksum", "fetch it again")
+    at += _CRC * max(len(checked), 1)
     spans = {}
-    for n, length in zip(numbers, lengths, strict=True):
+    for n, length in lengths.items():
         spans[n], at = (at, at + length), at + length
     return Head(raw, spans, sums, at)
+
+
+def _read_varint(data: bytes | memoryview, at: int) -> tuple[int, int] | None:
+    """Return a length and where it ends; None where the bytes do not reach."""
+    length = shift = 0
+    while at < len(data):
+        length |= (data[at] & 127) << shift
+        at, shift = at + 1, shift + 7
+        if not data[at - 1] & 128:
+            return length, at
+        if shift > 28:
+            raise ChunkError("the chunk's head is malformed", "fetch it again")
+    return None
 
 
 def take_apart(data: memoryview, digest: bytes, segments: int) -> dict[int, memoryview]:

@@ -17,6 +17,8 @@ MAGNITUDES = 16
 ESCAPE = MAGNITUDES - 1
 # Coefficients of larger magnitude send their block to the verbatim path.
 LARGEST = 1 << 20
+# Uniform bits of an escape, or of the low part of a magnitude.
+MOST_BITS = 24
 # Expected magnitudes are integers in 1024ths, weights of what surrounds a coefficient in 64ths.
 LEVEL_BITS = 10
 WEIGHT_BITS = 6
@@ -32,6 +34,8 @@ CLASSES = 41
 FLAG_CONTEXTS = (OCTAVES - 1) * CLASSES
 CONTEXTS = FLAG_CONTEXTS + 2 * CLASSES
 TOP = 1 << (LEVEL_BITS + 3)
+# No level or mean is taken to be larger.
+MOST_EXPECTED = 2 * LARGEST << LEVEL_BITS
 # What a level's prior weighs against the magnitudes seen in the chunk, in magnitudes.
 PRIOR = 4
 # Rings of frequency by u + v, of a block of 64; edges are the last sum of each ring.
@@ -51,7 +55,7 @@ class Scan(NamedTuple):
 
     Attributes
     ----------
-    order : ndarray of shape (block**2,), int32
+    order : ndarray of shape (edge**2,), int32
         Coefficients (row-major index) in coding order: by octave, tile, row, column.
     tile_start : ndarray of shape (tile + 1,), int32
         Where each tile begins in `order`.
@@ -59,6 +63,8 @@ class Scan(NamedTuple):
         The first tile of each octave: frequencies with max(u, v) < 2**octave that no lower
         octave holds.
     octave : ndarray of shape (tile,), int32
+    corner : ndarray of shape (tile, 2), int32
+        The lowest frequencies of each tile, vertically and horizontally.
     below : ndarray of shape (tile, 2), int32
         The tiles of the next lower frequencies, vertically and horizontally.
     ring : ndarray of shape (2 * block - 1,), int32
@@ -66,25 +72,34 @@ class Scan(NamedTuple):
     classes : ndarray of shape (8192,), uint8
         Context class of an expected magnitude.
     bits : int
-        Binary logarithm of the block's edge.
+        Binary logarithm of the edge that coefficients are stored with.
+    block_bits : int
+        Binary logarithm of the block's edge, which frequencies are relative to.
     """
 
     order: NDArray[np.int32]
     tile_start: NDArray[np.int32]
     octave_start: NDArray[np.int32]
     octave: NDArray[np.int32]
+    corner: NDArray[np.int32]
     below: NDArray[np.int32]
     ring: NDArray[np.int32]
     classes: NDArray[np.uint8]
     bits: int
+    block_bits: int
 
 
 @cache
-def scan_of(block: int) -> Scan:
-    """Return the scan of a block of 1, 2, 4, 8, 16, 32 or 64 tokens."""
+def scan_of(block: int, edge: int) -> Scan:
+    """Return the scan of a block of 1, 2, 4, 8, 16, 32 or 64 tokens.
+
+    Where no box of a chunk is larger than `edge`, a power of two, coefficients are stored with
+    that edge; the order of those that there are is the same.
+    """
     u, v = (a.ravel() for a in np.mgrid[:block, :block])
-    octave = np.ceil(np.log2(np.maximum(u, v) + 1)).astype(np.int64)
-    cut = octave > int(np.log2(TILE))
+    octave = np.array([int(f).bit_length() for f in np.maximum(u, v)])
+    whole = TILE.bit_length() - 1
+    cut = octave > whole
     within = np.where(cut, u // TILE * block + v // TILE, 0)
     order = np.lexsort((v, u, within, octave)).astype(np.int32)
     key = (octave * block * block + within)[order]
@@ -94,27 +109,32 @@ def scan_of(block: int) -> Scan:
     tile_of[order] = np.searchsorted(first, np.arange(block * block), side="right") - 1
     below = np.zeros((len(first), 2), np.int32)
     for t in range(1, len(first)):
-        if tile_octave[t] <= np.log2(TILE):
+        if tile_octave[t] <= whole:
             below[t] = t - 1
             continue
         p = int(order[first[t]])
         up, back = p - block, p - 1
         below[t, 0] = tile_of[up if p >= block else back]
         below[t, 1] = tile_of[back if p % block else up]
+    corner = np.stack([u[order[first]], v[order[first]]], axis=1)
+    stored = (u[order] < edge) & (v[order] < edge)
+    start = np.append(0, np.cumsum(stored))[np.append(first, block * block)]
     return Scan(
-        order,
-        np.append(first, block * block).astype(np.int32),
+        (u * edge + v)[order[stored]].astype(np.int32),
+        start.astype(np.int32),
         np.searchsorted(tile_octave, np.arange(int(tile_octave[-1]) + 2)).astype(np.int32),
         tile_octave,
+        corner.astype(np.int32),
         below,
         np.searchsorted(np.array(RING_EDGES), np.arange(2 * block - 1)).astype(np.int32),
-        _classes(),
+        context_classes(),
+        edge.bit_length() - 1,
         block.bit_length() - 1,
     )
 
 
 @cache
-def _classes() -> NDArray[np.uint8]:
+def context_classes() -> NDArray[np.uint8]:
     """Return the class of every expected magnitude below 8: four an octave."""
     classes = np.zeros(TOP, np.uint8)
     for level in range(8, TOP):

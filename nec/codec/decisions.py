@@ -22,7 +22,7 @@ from nec.errors import ChunkError
 
 
 @njit(cache=True, nogil=True)
-def _transform(
+def _transform(  # noqa: PLR0912 - one loop nest
     values: NDArray[np.float32],
     valid: NDArray[np.bool_],
     box: NDArray[np.int64],
@@ -45,21 +45,21 @@ def _transform(
                 count = int(seen.sum())
                 whole = count == height * width
                 for b in range(bands):
-                    source = values[s, b, y0:y1, x0:x1]
-                    tile = plane[:height, :width]
-                    tile[:] = source
+                    for y in range(height):
+                        plane[y, :width] = values[s, b, y0 + y, x0:x1]
                     if not whole:
                         total = 0.0
                         for y in range(height):
                             for x in range(width):
                                 if seen[y, x]:
-                                    total += source[y, x]
+                                    total += plane[y, x]
                         mean = np.float32(total / count)
                         for y in range(height):
                             for x in range(width):
                                 if not seen[y, x]:
-                                    tile[y, x] = mean
-                    forward(tile, matrices[width], matrices[height], half, coefficients[s, r, c, b])
+                                    plane[y, x] = mean
+                    out = coefficients[s, r, c, b]
+                    forward(plane, height, width, matrices[width], matrices[height], half, out)
 
 
 @njit(cache=True, nogil=True)
@@ -127,7 +127,7 @@ class Decided(NamedTuple):
 
     @property
     def symbols(self) -> NDArray[np.int32]:
-        """Coefficients, shape (sample, row, column, band, block**2)."""
+        """Coefficients, shape (sample, row, column, band, edge**2)."""
         return self.state.symbols
 
 
@@ -143,7 +143,8 @@ class Transformed:
     ----------
     valid : ndarray of shape (sample, y, x), bool
         A vector with any component missing is missing.
-    coefficients : ndarray of shape (sample, row, column, band, block**2), float32
+    coefficients : ndarray of shape (sample, row, column, band, edge**2), float32
+        `edge` is that of the partition.
 
     Raises
     ------
@@ -160,11 +161,10 @@ class Transformed:
         self.values = values
         self.valid: NDArray[np.bool_] = np.asarray(~np.isnan(values).any(axis=1))
         self.partition = partition_of(self.valid, block)
-        shape = self.partition.box.shape[:3]
-        self.coefficients = np.zeros((*shape, values.shape[1], block * block), np.float32)
-        _transform(
-            values, self.valid, self.partition.box, cosine_matrices(block), self.coefficients
-        )
+        edge = self.partition.edge
+        shape = (*self.partition.box.shape[:3], values.shape[1], edge * edge)
+        self.coefficients = np.zeros(shape, np.float32)
+        _transform(values, self.valid, self.partition.box, cosine_matrices(edge), self.coefficients)
 
     def decide(
         self,
@@ -192,12 +192,12 @@ class Transformed:
         if refinement is None:
             refinement = np.zeros(occupied.shape, np.int64)
         blocks = blocks_of(self.partition, occupied & ~verbatim, refinement, self.block)
-        scan = scan_of(self.block)
+        scan = scan_of(self.block, self.partition.edge)
         steps = coding.step_values
         state = new_state(self.coefficients.shape, len(scan.octave), coding.parameters)
         _quantise(self.coefficients, steps, blocks, verbatim, state.symbols)
-        most = int(state.energy.size + 3 * state.residual.size + state.symbols.size)
-        most += 6 * int(np.count_nonzero(state.symbols)) + 6 * state.residual.size
+        # A flag a tile; a symbol, three of an escape, two of low bits and a sign a value.
+        most = state.energy.size + 7 * state.symbols.size
         if trace:
             tiles, coefficients = state.energy.size, state.symbols.size
         else:
@@ -217,7 +217,7 @@ class Transformed:
                 self.coefficients,
                 steps,
                 coding.lagrangian,
-                np.array(coding.offsets, np.int64),
+                coding.offset_values,
                 coding.cost,
                 scan,
                 blocks,

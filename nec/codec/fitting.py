@@ -18,9 +18,9 @@ from nec.codec.contexts import (
     NEIGHBOURS,
     OCTAVES,
     WEIGHT_BITS,
+    context_classes,
     pack_levels,
     rings_of,
-    scan_of,
     unpack_levels,
 )
 from nec.codec.decisions import Decided, Transformed
@@ -55,6 +55,7 @@ def fit_coding(
     bytes_per_vector: float | None = None,
     cosine: float | None = None,
     min_cosine: float = 0.0,
+    chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
 
@@ -72,6 +73,8 @@ def fit_coding(
         The target: one of the two.
     min_cosine : float
         Smallest cosine that the encoder is to allow; 0 for no guarantee.
+    chunk_tokens : int
+        Vectors of a chunk that segments are planned for.
 
     Returns
     -------
@@ -108,7 +111,7 @@ def fit_coding(
     coding, missed = _search(attempt, target, exact=cosine is None)
     if abs(missed) > 4 * TOLERANCE:
         log.warning("the target %g was missed by %.1f %%", target, 100 * abs(missed))
-    coding = sample.cut(coding)
+    coding = sample.cut(coding, chunk_tokens)
     size, fidelity = sample.measure(coding)
     return coding, _summary(size, fidelity)
 
@@ -229,7 +232,7 @@ class _Sample:
         return Coding(
             block=self.block,
             steps=pack(steps),
-            offsets=(0, 0, 0, 0),
+            offsets=(0, 0, 0),
             band_groups=(bands,),
             octave_groups=(octaves,),
             weights=pack(np.full((octaves, NEIGHBOURS), 8, np.uint8)),
@@ -280,7 +283,7 @@ class _Sample:
             tables=pack(tables),
         )
 
-    def cut(self, coding: Coding) -> Coding:
+    def cut(self, coding: Coding, chunk_tokens: int) -> Coding:
         """Cut chunks into as many segments as their overhead allows: by octaves and bands."""
         bands, octaves = coding.bands, coding.octaves
         fine = replace(
@@ -294,7 +297,7 @@ class _Sample:
                 real = table >= 0
                 bits = fine.cost[table[real], value[real]].sum() - table[~real].sum()
                 sizes.flat[i] += bits / 8
-        sizes *= CHUNK_TOKENS / max(self.vectors, 1)
+        sizes *= chunk_tokens / max(self.vectors, 1)
         octave_groups, band_groups = list(fine.octave_groups), list(fine.band_groups)
         # The smallest row or column of segments joins the one before or after it.
         while sizes.size > 1 and SEGMENT_BYTES * sizes.size > SEGMENT_SHARE * sizes.sum():
@@ -360,11 +363,13 @@ def _fit_prediction(
 
 def _fit_levels(decided: Sequence[Decided]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return codes of what is expected of each ring and octave: means of what was seen."""
+    states = [d.state for d in decided]
     codes = []
-    for total, count in (
-        (sum(d.state.total for d in decided), sum(d.state.count for d in decided)),
-        (sum(d.state.flag_total for d in decided), sum(d.state.flag_count for d in decided)),
+    for totals, counts in (
+        ([s.total for s in states], [s.count for s in states]),
+        ([s.flag_total for s in states], [s.flag_count for s in states]),
     ):
+        total, count = np.sum(totals, axis=0), np.sum(counts, axis=0)
         # Bands that were hardly seen lean on the others.
         common = total.sum(0) / np.maximum(count.sum(0), 1)
         codes.append(pack_levels((total + 2 * common) / (count + 2)))
@@ -405,7 +410,10 @@ def _fit_weights(seen: NDArray[np.float32], found: NDArray[np.int64]) -> NDArray
             gram = scaled.T @ scaled
             gram[np.diag_indices_from(gram)] += 1e-6 * np.trace(gram) + 1e-9
             weights = _non_negative(gram, scaled.T @ (y / expected))
-    return np.clip(np.rint(weights * (1 << WEIGHT_BITS)), 0, 255).astype(np.uint8)
+    whole: NDArray[np.uint8] = np.clip(np.rint(weights * (1 << WEIGHT_BITS)), 0, 255).astype(
+        np.uint8
+    )
+    return whole
 
 
 def _non_negative(gram: NDArray[np.float64], product: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -425,7 +433,7 @@ def _classify(
     expected = (seen.astype(np.int64) @ weights.astype(np.int64)) >> WEIGHT_BITS
     bits = np.frexp(np.maximum(expected, 1).astype(np.float64))[1]
     shift = np.maximum(bits - (LEVEL_BITS + 3), 0).astype(np.int64)
-    return scan_of(1).classes[expected >> shift].astype(np.int64), shift
+    return context_classes()[expected >> shift].astype(np.int64), shift
 
 
 def _smoothed(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -475,7 +483,7 @@ def fit_tables(
 
 def _fit_offsets(
     chunks: Sequence[Transformed], decided: Sequence[Decided], steps: NDArray[np.float32]
-) -> tuple[int, int, int, int]:
+) -> tuple[int, int, int]:
     """Return what oscillating coefficients of magnitude 1, 2 and above lie below it."""
     total, count = np.zeros(4), np.zeros(4)
     for c, d in zip(chunks, decided, strict=True):
@@ -488,4 +496,4 @@ def _fit_offsets(
         total += np.bincount(kind, weights=excess, minlength=4)
         count += np.bincount(kind, minlength=4)
     offsets = np.clip(np.rint(16 * total / np.maximum(count, 1)), -8, 8).astype(int)
-    return (0, int(offsets[1]), int(offsets[2]), int(offsets[3]))
+    return (int(offsets[1]), int(offsets[2]), int(offsets[3]))

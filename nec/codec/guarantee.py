@@ -40,7 +40,7 @@ def cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDAr
 
 
 @njit(cache=True, nogil=True)
-def _find_extent(symbols: NDArray[np.int32], block: int, extent: NDArray[np.uint8]) -> None:
+def _find_extent(symbols: NDArray[np.int32], edge: int, extent: NDArray[np.uint8]) -> None:
     samples, rows, columns, bands, size = symbols.shape
     for s in range(samples):
         for y in range(rows):
@@ -49,15 +49,15 @@ def _find_extent(symbols: NDArray[np.int32], block: int, extent: NDArray[np.uint
                     for p in range(size):
                         if symbols[s, y, x, b, p] != 0:
                             reach = extent[s, y, x, b]
-                            reach[0] = max(reach[0], p // block + 1)
-                            reach[1] = max(reach[1], p % block + 1)
+                            reach[0] = max(reach[0], p // edge + 1)
+                            reach[1] = max(reach[1], p % edge + 1)
 
 
 def decode_decided(decided: Decided, coding: Coding) -> NDArray[np.float32]:
     """Return what a reader will see of a chunk (sample, band, y, x)."""
     out = np.empty_like(decided.values)
     extent = np.zeros((*decided.symbols.shape[:4], 2), np.uint8)
-    _find_extent(decided.symbols, coding.block, extent)
+    _find_extent(decided.symbols, decided.partition.edge, extent)
     patches = NO_PATCHES
     if decided.patches:
         patch_of = np.full(decided.valid.shape, -1, np.int32)
@@ -152,7 +152,7 @@ def _repair(
         return max(1, int(np.ceil(np.log2(worst / allowed) * 0.75)))
     unit = coding.step_values.astype(np.float64) / 2 / 2.0 ** (decided.blocks.refinement[at] / 2)
     own = {}
-    for y, x in bad + (y0, x0):
+    for y, x in bad + np.array([y0, x0]):
         here = (s, slice(None), y, x)
         patch = _patch_of(decided.values[here], decoded[here], unit, least)
         if patch is None:

@@ -19,7 +19,10 @@ from numpy.typing import NDArray
 
 from nec.codec.contexts import (
     ESCAPE,
+    LARGEST,
     LEVEL_BITS,
+    MOST_BITS,
+    MOST_EXPECTED,
     PRIOR,
     ROOT,
     TOP,
@@ -60,7 +63,7 @@ class State(NamedTuple):
 
     Attributes
     ----------
-    symbols : ndarray of shape (sample, row, column, plane, block**2), int32
+    symbols : ndarray of shape (sample, row, column, plane, edge**2), int32
         Coefficients.
     residual : ndarray of shape (sample, row, column, plane), int32
         Of the DC's prediction.
@@ -106,15 +109,19 @@ def classify(expected: int, classes: NDArray[np.uint8]) -> tuple[int, int]:
     while expected >= TOP:
         expected >>= 1
         shift += 1
-    return np.int64(classes[expected]), shift  # type: ignore[return-value]
+    return np.int64(classes[expected]), shift
 
 
 @njit(cache=True, nogil=True, inline="always")
 def refined(level: int, refinement: int) -> int:
-    """Return a level, or a mean, in the finer steps of a refined block."""
+    """Return a level, or a mean, in the finer steps of a refined block.
+
+    Bounded, so that what is made of it stays far from the limits of integers and doubles.
+    """
     if refinement & 1:
         level = (level * ROOT) >> 8
-    return level << (refinement >> 1)
+    level <<= refinement >> 1
+    return min(max(level, -MOST_EXPECTED), MOST_EXPECTED)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -148,7 +155,8 @@ def dc_prediction(
         total *= 2
     whole = mean + ((total * weight + 16) >> 5)
     gain = blocks.gain[s, y, x]
-    return np.int64(whole * 256 + (gain >> 1)) // gain  # type: ignore[no-any-return]
+    predicted = np.int64(whole * 256 + (gain >> 1)) // gain
+    return min(max(predicted, -LARGEST), LARGEST)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -177,31 +185,52 @@ def expected_residual(
 
 
 @njit(cache=True, nogil=True, inline="always")
+def places_around(
+    shape: tuple[int, int, int, int, int], at: tuple[int, int, int, int]
+) -> tuple[int, int, int, int, int]:
+    """Return where the last axis begins, in a flat array, for a block and plane and around it.
+
+    The block itself, the left and the upper one, one and two bands before (one where there are
+    no two). Kernels that index one axis and not five are twice as fast.
+    """
+    s, y, x, b = at
+    _, rows, columns, planes, size = shape
+    here = (((s * rows + y) * columns + x) * planes + b) * size
+    before = here - size
+    return (
+        here,
+        here - planes * size,
+        here - columns * planes * size,
+        before,
+        before - size if b > 1 else before,
+    )
+
+
+@njit(cache=True, nogil=True, inline="always")
 def expected_energy(
     energy: NDArray[np.uint8],
-    at: tuple[int, int, int, int],
+    places: tuple[int, int, int, int, int],
+    b: int,
     near: tuple[bool, bool],
     t: int,
     below: NDArray[np.int32],
     level: int,
     w: NDArray[np.int64],
 ) -> int:
-    """Return the expected sum of magnitudes of a tile, 1024ths."""
-    s, y, x, b = at
+    """Return the expected sum of magnitudes of a tile, 1024ths; `energy` is flat."""
     left, upper = near
     one = two = level
     if left:
-        one = two = np.int64(energy[s, y, x - 1, b, t]) << LEVEL_BITS
+        one = two = np.int64(energy[places[1] + t]) << LEVEL_BITS
     if upper:
-        two = np.int64(energy[s, y - 1, x, b, t]) << LEVEL_BITS
+        two = np.int64(energy[places[2] + t]) << LEVEL_BITS
         one = one if left else two
     before = earlier = level
     if b > 0:
-        before = earlier = np.int64(energy[s, y, x, b - 1, t]) << LEVEL_BITS
-    if b > 1:
-        earlier = np.int64(energy[s, y, x, b - 2, t]) << LEVEL_BITS
-    low = np.int64(energy[s, y, x, b, below[t, 0]]) << LEVEL_BITS
-    back = np.int64(energy[s, y, x, b, below[t, 1]]) << LEVEL_BITS
+        before = np.int64(energy[places[3] + t]) << LEVEL_BITS
+        earlier = np.int64(energy[places[4] + t]) << LEVEL_BITS
+    low = np.int64(energy[places[0] + below[t, 0]]) << LEVEL_BITS
+    back = np.int64(energy[places[0] + below[t, 1]]) << LEVEL_BITS
     return (
         one * w[0]
         + two * w[1]
@@ -216,7 +245,8 @@ def expected_energy(
 @njit(cache=True, nogil=True, inline="always")
 def seen_around(
     symbols: NDArray[np.int32],
-    at: tuple[int, int, int, int],
+    places: tuple[int, int, int, int, int],
+    b: int,
     near: tuple[bool, bool],
     p: int,
     bits: int,
@@ -224,32 +254,29 @@ def seen_around(
 ) -> tuple[int, int, int, int, int, int, int]:
     """Return the magnitudes around an oscillating coefficient, 1024ths.
 
-    What is not there takes the value of its partner, or the level.
+    `symbols` is flat. What is not there takes the value of its partner, or the level.
     """
-    s, y, x, b = at
     left, upper = near
-    block = 1 << bits
-    here = symbols[s, y, x, b]
+    edge = 1 << bits
     one = two = level
     if left:
-        one = two = np.int64(abs(symbols[s, y, x - 1, b, p])) << LEVEL_BITS
+        one = two = np.int64(abs(symbols[places[1] + p])) << LEVEL_BITS
     if upper:
-        two = np.int64(abs(symbols[s, y - 1, x, b, p])) << LEVEL_BITS
+        two = np.int64(abs(symbols[places[2] + p])) << LEVEL_BITS
         one = one if left else two
     # Lower frequencies of the block, but for the DC.
     low = back = corner = level
-    if p > block:
-        low = back = np.int64(abs(here[p - block])) << LEVEL_BITS
-    if p & (block - 1) > 0 and p > 1:
-        back = np.int64(abs(here[p - 1])) << LEVEL_BITS
-        low = low if p > block else back
-        if p > block + 1:
-            corner = np.int64(abs(here[p - block - 1])) << LEVEL_BITS
+    if p > edge:
+        low = back = np.int64(abs(symbols[places[0] + p - edge])) << LEVEL_BITS
+    if p & (edge - 1) > 0 and p > 1:
+        back = np.int64(abs(symbols[places[0] + p - 1])) << LEVEL_BITS
+        low = low if p > edge else back
+        if p > edge + 1:
+            corner = np.int64(abs(symbols[places[0] + p - edge - 1])) << LEVEL_BITS
     before = earlier = level
     if b > 0:
-        before = earlier = np.int64(abs(symbols[s, y, x, b - 1, p])) << LEVEL_BITS
-    if b > 1:
-        earlier = np.int64(abs(symbols[s, y, x, b - 2, p])) << LEVEL_BITS
+        before = np.int64(abs(symbols[places[3] + p])) << LEVEL_BITS
+        earlier = np.int64(abs(symbols[places[4] + p])) << LEVEL_BITS
     return one, two, low, back, corner, before, earlier
 
 
@@ -294,7 +321,7 @@ def learn_flag(state: State, parameters: Parameters, b: int, octave: int, energy
 def ring_of(p: int, scan: Scan, height: int, width: int) -> int:
     """Return the ring of a coefficient of a box, by its frequency in cycles a token."""
     u, v = p >> scan.bits, p & ((1 << scan.bits) - 1)
-    return scan.ring[(u << scan.bits) // height + (v << scan.bits) // width]
+    return scan.ring[(u << scan.block_bits) // height + (v << scan.block_bits) // width]
 
 
 @njit(cache=True, nogil=True)
@@ -311,12 +338,12 @@ def learn_tile(
     s, y, x, b = at
     here = state.symbols[s, y, x, b]
     total, count = state.total[b], state.count[b]
-    block = 1 << scan.bits
+    edge, block = 1 << scan.bits, 1 << scan.block_bits
     whole = height == block and width == block
     lowest, highest = total.shape[0], 0
     for i in range(scan.tile_start[t], scan.tile_start[t + 1]):
         p = scan.order[i]
-        u, v = p >> scan.bits, p & (block - 1)
+        u, v = p >> scan.bits, p & (edge - 1)
         if u >= height or v >= width:
             continue
         ring = scan.ring[u + v] if whole else ring_of(p, scan, height, width)
@@ -339,7 +366,7 @@ def magnitude_bits(cost: NDArray[np.float32], context: int, magnitude: int, shif
     return bits
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def put_magnitude(
     table: NDArray[np.int32],
     value: NDArray[np.int32],
@@ -400,7 +427,8 @@ def read_magnitude(
     high, stream, at = read_symbol(stream, words, at, cumulative, context)
     if high == ESCAPE:
         length, stream, at = read_bits(stream, words, at, 5)
-        length = min(length, 24)
+        if length > MOST_BITS:
+            return 4 * LARGEST, stream, at
         low, stream, at = read_bits(stream, words, at, min(length, 16))
         if length > 16:
             more, stream, at = read_bits(stream, words, at, length - 16)

@@ -37,9 +37,14 @@ class Partition(NamedTuple):
         occupied: NDArray[np.bool_] = self.box[..., 1] > 0
         return occupied
 
+    @property
+    def edge(self) -> int:
+        """The smallest power of two that no box is larger than."""
+        size = max((self.box[..., 1::2] - self.box[..., ::2]).max(initial=1), 1)
+        return 1 << (int(size) - 1).bit_length()
 
-def _edges(valid: NDArray[np.bool_], block: int) -> NDArray[np.int64]:
-    at = np.flatnonzero(valid)
+
+def _edges(at: NDArray[np.int64], block: int) -> NDArray[np.int64]:
     if not len(at):
         return np.zeros(1, np.int64)
     first, size = int(at[0]), int(at[-1]) + 1 - int(at[0])
@@ -70,8 +75,8 @@ def _boxes(
 
 def partition_of(valid: NDArray[np.bool_], block: int) -> Partition:
     """Cut a chunk with a validity mask (sample, y, x) into blocks."""
-    rows = _edges(valid.any(axis=(0, 2)), block)
-    columns = _edges(valid.any(axis=(0, 1)), block)
+    rows = _edges(np.flatnonzero(valid.any(axis=(0, 2))), block)
+    columns = _edges(np.flatnonzero(valid.any(axis=(0, 1))), block)
     box = np.zeros((len(valid), len(rows) - 1, len(columns) - 1, 4), np.int64)
     _boxes(valid, rows, columns, box)
     return Partition(rows, columns, box)

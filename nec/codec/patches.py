@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from nec.codec.contexts import MOST_BITS
 from nec.codec.rans import encode_events, open_stream, read_bits, read_symbol
 
 # How many bands of a token are corrected picks one of 16 tables of "is this one?".
@@ -26,7 +27,8 @@ def _put_gamma(events: list[tuple[int, int]], value: int) -> None:
     length = value.bit_length() - 1
     events.append((-5, length))
     for low in range(0, length, 16):
-        events.append((-min(length - low, 16), (value >> low) & ((1 << min(length - low, 16)) - 1)))
+        bits = min(length - low, 16)
+        events += [(-bits, (value >> low) & ((1 << bits) - 1))]
 
 
 def encode_patches(patches: Mapping[int, NDArray[np.int64]]) -> bytes:
@@ -59,7 +61,8 @@ def _read_gamma(
     stream: np.uint64, words: NDArray[np.uint32], at: int
 ) -> tuple[int, np.uint64, int]:
     length, stream, at = read_bits(stream, words, at, 5)
-    length = min(length, 24)
+    if length > MOST_BITS:
+        return 1 << 40, stream, at
     low, stream, at = read_bits(stream, words, at, min(length, 16))
     if length > 16:
         more, stream, at = read_bits(stream, words, at, length - 16)
@@ -69,8 +72,8 @@ def _read_gamma(
 
 @njit(cache=True, nogil=True)
 def _read_count(stream: np.uint64, words: NDArray[np.uint32]) -> int:
-    count, stream, at = _read_gamma(stream, words, 0)
-    return count
+    count, _, _ = _read_gamma(stream, words, 0)
+    return int(count)
 
 
 @njit(cache=True, nogil=True)
@@ -99,13 +102,18 @@ def _decode(
                 continue
             length = 0
             more, stream, at = read_bits(stream, words, at, 1)
-            while more and length < 14:
+            while more:
                 length += 1
+                if length > 14:
+                    return False
                 more, stream, at = read_bits(stream, words, at, 1)
             low, stream, at = read_bits(stream, words, at, length)
             sign, stream, at = read_bits(stream, words, at, 1)
             magnitude = low + (1 << length)
             steps[i, b] = -magnitude if sign else magnitude
+            corrected -= 1
+        if corrected != 0:
+            return False
     return bool(at == len(words) and stream == np.uint64(0))
 
 

@@ -74,7 +74,8 @@ def encode_events(
     size = (int(state).bit_length() + 7) // 8
     if len(words):
         size = max(size, 5)
-    return int(state).to_bytes(size, "big") + words.astype("<u4").tobytes()
+    coded: bytes = int(state).to_bytes(size, "big") + words.astype("<u4").tobytes()
+    return coded
 
 
 def open_stream(data: memoryview) -> tuple[np.uint64, NDArray[np.uint32]]:

@@ -28,6 +28,7 @@ from nec.codec.model import (
     learn_tile,
     magnitude_bits,
     neighbours,
+    places_around,
     put_magnitude,
     read_magnitude,
     refined,
@@ -72,12 +73,10 @@ class Trace(NamedTuple):
 @njit(cache=True, nogil=True, inline="always")
 def _outside(scan: Scan, t: int, height: int, width: int) -> bool:
     """Return whether a box has none of a tile's frequencies."""
-    octave = scan.octave[t]
-    corner = 1 << (octave - 1)
-    if corner < TILE:
-        return height <= corner and width <= corner
-    p = scan.order[scan.tile_start[t]]
-    return (p >> scan.bits) >= height or (p & ((1 << scan.bits) - 1)) >= width
+    lowest = 1 << (scan.octave[t] - 1)
+    if lowest < TILE:
+        return height <= lowest and width <= lowest
+    return scan.corner[t, 0] >= height or scan.corner[t, 1] >= width
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -101,7 +100,14 @@ def _record_flag(
     for i in range(len(one_hot)):
         one_hot[i] = 64
         trace.flag_seen[k, i] = expected_energy(
-            state.energy, at, near, t, scan.below, level, one_hot
+            state.energy.reshape(-1),
+            places_around(state.energy.shape, at),
+            at[3],
+            near,
+            t,
+            scan.below,
+            level,
+            one_hot,
         )
         one_hot[i] = 0
     trace.flag_found[k, 0] = scan.octave[t]
@@ -109,7 +115,8 @@ def _record_flag(
     trace.size[1] = k + 1
 
 
-@njit(cache=True, nogil=True)
+# Inlined: a call would count a reference of every array of every tuple.
+@njit(cache=True, nogil=True, inline="always")
 def encode_dc(
     coefficient: float,
     rate: float,
@@ -167,8 +174,8 @@ def encode_dc(
     return put_magnitude(events.table, events.value, count, context, residual, shift)
 
 
-@njit(cache=True, nogil=True)
-def encode_tile(
+@njit(cache=True, nogil=True, inline="always")
+def encode_tile(  # noqa: PLR0912, PLR0915 - decisions of one tile hang together
     coefficients: NDArray[np.float32],
     scale: float,
     rate: float,
@@ -194,8 +201,9 @@ def encode_tile(
     flag_level = refined(state.flag_level[b, octave], refinement)
     flag = _flag_context(
         expected_energy(
-            state.energy,
-            at,
+            state.energy.reshape(-1),
+            places_around(state.energy.shape, at),
+            b,
             near,
             t,
             scan.below,
@@ -205,6 +213,8 @@ def encode_tile(
         octave,
         scan,
     )
+    edge, block = 1 << scan.bits, 1 << scan.block_bits
+    whole = height == block and width == block
     begin, end = scan.tile_start[t], scan.tile_start[t + 1]
     first, first_trace = count, trace.size[0]
     any_ = False
@@ -219,12 +229,16 @@ def encode_tile(
         count += 1
         kept, dropped = rate * cost[flag, 1], rate * cost[flag, 0]
         w = parameters.weights[octave]
+        symbols = state.symbols.reshape(-1)
+        places = places_around(state.symbols.shape, at)
         for i in range(begin, end):
             p = scan.order[i]
-            if (p >> scan.bits) >= height or (p & ((1 << scan.bits) - 1)) >= width:
+            u, v = p >> scan.bits, p & (edge - 1)
+            if u >= height or v >= width:
                 continue
-            level = refined(state.level[b, ring_of(p, scan, height, width)], refinement)
-            seen = seen_around(state.symbols, at, near, p, scan.bits, level)
+            ring = scan.ring[u + v] if whole else ring_of(p, scan, height, width)
+            level = refined(state.level[b, ring], refinement)
+            seen = seen_around(symbols, places, b, near, p, scan.bits, level)
             kind, shift = classify(weighed(seen, level, w), scan.classes)
             context = FLAG_CONTEXTS + CLASSES + kind
             c = abs(np.float64(coefficients[p]) * scale)
@@ -303,6 +317,8 @@ def encode_segment(
                         continue
                     near = neighbours(blocks, s, y, x)
                     height, width = blocks.height[s, y, x], blocks.width[s, y, x]
+                    if g > 0 and max(height, width) <= 1 << (g - 1):
+                        continue
                     finer = 2.0 ** (blocks.refinement[s, y, x] / 2)
                     for b in range(segment.first_plane, segment.last_plane):
                         at = (s, y, x, b)
@@ -347,7 +363,7 @@ def encode_segment(
 
 
 @njit(cache=True, nogil=True)
-def decode_segment(
+def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no clearer and slower
     segment: Segment,
     stream: np.uint64,
     words: NDArray[np.uint32],
@@ -364,9 +380,10 @@ def decode_segment(
     frequencies that hold anything.
     """
     samples, rows, columns = blocks.coded.shape
-    block = 1 << scan.bits
+    edge, block = 1 << scan.bits, 1 << scan.block_bits
     read = 0
     symbols = state.symbols
+    flat, energy = symbols.reshape(-1), state.energy.reshape(-1)
     for g in range(segment.first_octave, segment.last_octave):
         w = parameters.weights[g]
         for s in range(samples):
@@ -376,6 +393,8 @@ def decode_segment(
                         continue
                     near = neighbours(blocks, s, y, x)
                     height, width = blocks.height[s, y, x], blocks.width[s, y, x]
+                    if g > 0 and max(height, width) <= 1 << (g - 1):
+                        continue
                     refinement = blocks.refinement[s, y, x]
                     whole = height == block and width == block
                     for b in range(segment.first_plane, segment.last_plane):
@@ -405,6 +424,9 @@ def decode_segment(
                             if here[0] != 0:
                                 reach[0] = reach[1] = 1
                             continue
+                        around = places_around(symbols.shape, at)
+                        beside = places_around(state.energy.shape, at)
+                        levels = state.level[b]
                         for t in range(scan.octave_start[g], scan.octave_start[g + 1]):
                             if _outside(scan, t, height, width):
                                 continue
@@ -415,8 +437,9 @@ def decode_segment(
                                 cumulative,
                                 _flag_context(
                                     expected_energy(
-                                        state.energy,
-                                        at,
+                                        energy,
+                                        beside,
+                                        b,
                                         near,
                                         t,
                                         scan.below,
@@ -434,16 +457,18 @@ def decode_segment(
                             total = np.int64(0)
                             for i in range(scan.tile_start[t], scan.tile_start[t + 1]):
                                 p = scan.order[i]
-                                u, v = p >> scan.bits, p & (block - 1)
+                                u, v = p >> scan.bits, p & (edge - 1)
                                 if u >= height or v >= width:
                                     continue
                                 ring = (
                                     scan.ring[u + v] if whole else ring_of(p, scan, height, width)
                                 )
-                                level = refined(state.level[b, ring], refinement)
+                                level = levels[ring]
+                                if refinement > 0:
+                                    level = refined(level, refinement)
                                 kind, shift = classify(
                                     weighed(
-                                        seen_around(symbols, at, near, p, scan.bits, level),
+                                        seen_around(flat, around, b, near, p, scan.bits, level),
                                         level,
                                         w,
                                     ),
@@ -465,7 +490,7 @@ def decode_segment(
                                 total += abs(q)
                                 reach[0] = max(reach[0], u + 1)
                                 reach[1] = max(reach[1], v + 1)
-                            state.energy[s, y, x, b, t] = min(total, FULL)
+                            energy[beside[0] + t] = min(total, FULL)
                             if refinement == 0:
                                 learn_flag(state, parameters, b, g, min(total, FULL))
                                 learn_tile(state, parameters, scan, at, t, height, width)

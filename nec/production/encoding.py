@@ -43,6 +43,7 @@ def encode(
     crs: Any = None,
     gsd: float | None = None,
     tiling: Tiling | None = None,
+    min_cosine: float | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> EncodeReport:
@@ -65,6 +66,10 @@ def encode(
         Ground sampling distance in metres, for images without a place (10 by default).
     tiling : Tiling, optional
         Chips and halo of a scene.
+    min_cosine : float, optional
+        Smallest cosine between any vector and its decoded self, read at full resolution with all
+        bands, 0.99999 at most: blocks that hold a worse one are coded finer. Two zero vectors
+        agree (1), a zero vector and another do not (0).
     workers : int, optional
         Threads, each with one torch thread; the number of cores by default.
     progress : callable, optional
@@ -105,20 +110,22 @@ def encode(
         if "rate" in given:
             raise CompressorError("a Compressor has one rate", "leave out rate=")
         only("an embedding array")
-        job = embedding_job(source, model)
+        job = embedding_job(source, model.guarded(min_cosine))
     else:
         model = model if isinstance(model, Model) else load_model(model)
         if is_collection(source):
             options = only("an image collection", "bands", "gsd", "scale", "offset")
-            job = collection_job(ImageCollection.open(source, **options), model, rate)
+            collection = ImageCollection.open(source, **options)
+            job = collection_job(collection, model, rate, min_cosine)
         elif isinstance(source, Scene):
             only("an open scene", "tiling")
-            job = scene_job(source, model, rate, tiling or Tiling())
+            job = scene_job(source, model, rate, tiling or Tiling(), min_cosine)
         else:
             names = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
             options = only("a scene", *names, "tiling")
             options.pop("tiling", None)
-            job = scene_job(open_scene(source, **options), model, rate, tiling or Tiling())
+            scene = open_scene(source, **options)
+            job = scene_job(scene, model, rate, tiling or Tiling(), min_cosine)
     return _run(job, Path(store), workers=workers or os.cpu_count() or 1, progress=progress)
 
 

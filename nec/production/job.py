@@ -39,9 +39,11 @@ class Job:
     encodes: bool = True
 
 
-def scene_job(scene: Scene, model: Model, rate: str | float, tiling: Tiling) -> Job:
+def scene_job(
+    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
+) -> Job:
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
-    encoder, compressor = model.encoder, model.compressor(rate)
+    encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
     patch = encoder.patch_size
     if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
@@ -80,9 +82,11 @@ def scene_job(scene: Scene, model: Model, rate: str | float, tiling: Tiling) -> 
     )
 
 
-def collection_job(collection: ImageCollection, model: Model, rate: str | float) -> Job:
+def collection_job(
+    collection: ImageCollection, model: Model, rate: str | float, min_cosine: float | None
+) -> Job:
     """Return the job of an image collection: shards of samples, each embedded whole."""
-    encoder, compressor = model.encoder, model.compressor(rate)
+    encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
     patch = encoder.patch_size
     height, width = collection.shape
     if height % patch or width % patch:
@@ -175,7 +179,7 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         "model": str(source.attrs.get("model", source.name or "unknown")),
         "basis": compressor.basis_hash,
         "space": "klt",
-        "expected_cosine": compressor.fidelity.to_dict(),
+        **_promise(compressor),
         "install": INSTALL_HINT,
     }
 
@@ -243,9 +247,17 @@ def _own_attributes(
         "rate": rate,
         "bands": list(bands),
         **({"substituted": substituted} if substituted else {}),
-        "expected_cosine": compressor.fidelity.to_dict(),
+        **_promise(compressor),
         "install": INSTALL_HINT,
     }
+
+
+def _promise(compressor: Compressor) -> dict[str, Any]:
+    """Say what a store's vectors are worth: the expected cosine, and the smallest if promised."""
+    promise: dict[str, Any] = {"expected_cosine": compressor.fidelity.to_dict()}
+    if compressor.coding.min_cosine > 0:
+        promise["min_cosine"] = compressor.coding.min_cosine
+    return promise
 
 
 def _pool_cells(features: NDArray[np.float32]) -> NDArray[np.float32]:
