@@ -12,6 +12,8 @@ from nec.errors import MissingLibraryError, StoreError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from nec.archive import Traffic
+
 
 @xr.register_dataset_accessor("nec")
 class NecAccessor:
@@ -61,8 +63,30 @@ class NecAccessor:
             )
         return read_basis(source)
 
+    @property
+    def traffic(self) -> "Traffic":
+        """Requests and bytes that this process has fetched of the store since it was opened.
+
+        Counts grow as lazy values are read; what other processes fetch is not among them.
+
+        Raises
+        ------
+        StoreError
+            If the Dataset was not opened by `nec.open`.
+        """
+        traffic = self._dataset.encoding.get("traffic")
+        if traffic is None:
+            raise StoreError(
+                "this Dataset counts no requests", "open the store with nec.open, and ask that"
+            )
+        counted: Traffic = traffic
+        return counted
+
     def features(self, variable: str = "embedding") -> xr.DataArray:
         """Return the encoder's features, rotated back from the embedding; lazy.
+
+        Of the first bands alone (``nec.open(store, bands=...)``, or a selection) these are the
+        features' projection on those components; of an overview, features of means.
 
         Parameters
         ----------

@@ -185,6 +185,14 @@ class Compressor:
             chunk_tokens=1,
         )
         fidelity = Fidelity(vectors=len(features), **measured)
+        wanted, reached = (
+            (bytes_per_vector, fidelity.bytes_per_vector)
+            if bytes_per_vector is not None
+            else (1 - (cosine or 0.0), 1 - fidelity.cosine_mean)
+        )
+        # Fewer bytes, or less error, than asked for is no loss.
+        if reached > 1.02 * (wanted or 0.0):
+            log.warning("asked for %s, reached %s", bytes_per_vector or cosine, fidelity)
         log.info("fitted: %s", fidelity)
         return cls(rotation, coding, scene_coding, fidelity)
 

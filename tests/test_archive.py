@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import rioxarray  # noqa: F401
 import xarray as xr
+import zarr
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
@@ -29,6 +30,7 @@ from nec.archive import (
     seal,
     verify,
 )
+from nec.archive.metadata import canonical, stamp_root
 from nec.archive.receipts import Receipt
 from nec.codec import NecCodec
 from nec.compressor import Compressor
@@ -325,12 +327,74 @@ def test_refusals(tmp_path: Path, make: Make, store: Path, values: np.ndarray) -
         with pytest.raises(StoreError, match="is sealed"):
             attempt()
     assert tree(store) == before
+
+
+@pytest.mark.parametrize(
+    ("version", "remedy"),
+    [(0, "was a draft"), (7, "release of nec that reads version 7"), ("1", "")],
+)
+def test_other_versions_are_refused(store: Path, make: Make, version: Any, remedy: str) -> None:
     root = json.loads((store / "zarr.json").read_bytes())
-    root["attributes"]["nec"]["format_version"] = 7
-    (store / "zarr.json").write_text(json.dumps(root))
-    for read in (open_store, verify):
-        with pytest.raises(StoreError, match="format version 7"):
-            read(store)
+    root["attributes"]["nec"]["format_version"] = version
+    (store / "zarr.json").write_bytes(canonical(stamp_root(root)))
+    for attempt in (open_store, verify, seal, read_basis, make):
+        with pytest.raises(StoreError, match=rf"format version {version!r}.*reads 1; .*{remedy}"):
+            attempt(store)
+
+
+def test_an_unknown_coding_is_refused(store: Path, make: Make) -> None:
+    # As a later release might code the times of a place together.
+    def extended(document: dict[str, Any]) -> dict[str, Any]:
+        document["codecs"][0]["configuration"]["codecs"][0]["configuration"]["joint_times"] = 4
+        return document
+
+    root = json.loads((store / "zarr.json").read_bytes())
+    extended(root["consolidated_metadata"]["metadata"]["embedding"])
+    (store / "zarr.json").write_bytes(canonical(stamp_root(root)))
+    array = store / "embedding/zarr.json"
+    array.write_bytes(canonical(extended(json.loads(array.read_bytes()))))
+    before = tree(store)
+    for options in ({}, {"bands": 2}, {"overview": 8}):
+        with pytest.raises(StoreError, match=r"s\.zarr.*unknown .* \['joint_times'\]"):
+            open_store(store, **options)
+    with pytest.raises(ValueError, match="joint_times"):
+        xr.open_zarr(store)
+    with pytest.raises(StoreError, match=r"embedding of .* another layout or coding"):
+        make(store)
+    assert {p.key for p in verify(store).problems} == {"embedding/zarr.json"}
+    assert tree(store) == before
+
+
+def test_vectors_try_any_reader(store: Path, codecs: tuple[NecCodec, NecCodec]) -> None:
+    for name, codec in zip(("embedding", "scene_embedding"), codecs, strict=True):
+        group = zarr.open_group(store / "nec/vectors" / name, mode="r")
+        chunk, values = (np.asarray(group[part]) for part in ("chunk", "values"))
+        assert chunk.dtype == np.uint8
+        assert values.shape == (1, BANDS, 5, 4)
+        np.testing.assert_array_equal(np.isnan(values).all((0, 1)), np.isnan(values).any((0, 1)))
+        assert np.isnan(values[0, 0]).sum() == 1
+        assert len(chunk) + values.nbytes < 100 * BANDS
+        decoded = codec.decode_array(chunk, values.shape)
+        np.testing.assert_array_equal(decoded.view(np.uint32), values.view(np.uint32))
+        # They hold something at all frequencies, so a reader has everything to get right.
+        spread = np.nanstd(values, (0, 2, 3)) / codec.coding.step_values
+        assert (spread > 1).all()
+
+
+def test_vectors_that_decode_otherwise_are_named(store: Path) -> None:
+    values = zarr.open_array(store / "nec/vectors/embedding/values", mode="r+")
+    first = np.asarray(values[0, 0, 0, 0])
+    values[0, 0, 0, 0] = np.nextafter(first, np.float32(np.inf))
+    (problem,) = verify(store).problems
+    assert problem.key == "nec/vectors/embedding"
+    assert "test vector of embedding decodes to other values" in problem.what
+    values[0, 0, 0, 0] = first
+    assert verify(store).ok
+    chunk = zarr.open_array(store / "nec/vectors/scene_embedding/chunk", mode="r+")
+    chunk[-1] ^= np.uint8(1)
+    (problem,) = verify(store).problems
+    assert "test vector of scene_embedding does not decode" in problem.what
+    assert verify(store, decode=False).ok
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -416,6 +480,9 @@ class Ranges(Plain):
         first, last = wanted.removeprefix("bytes=").split("-")
         start = int(first) if first else len(data) - int(last)
         part = data[start : int(last) + 1 if first and last else None]
+        if not part:
+            self.send_error(416)
+            return
         self.send_response(206)
         self.send_header("Content-Length", str(len(part)))
         self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(data)}")

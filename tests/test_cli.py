@@ -70,6 +70,22 @@ def test_the_main_job(write_raster: RasterWriter, tmp_path: Path) -> None:
     assert "embedding" in run("verify", store, status=1)
 
 
+def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :96]
+    waves = [np.sin(y * a + x * b + c) + 0.2 for a, b, c in rng.uniform(0, 0.5, (12, 3))]
+    features = np.stack(waves) + rng.normal(0, 0.2, (12, 96, 96))
+    source = write_raster("e.tif", features.astype(np.float32))
+    compressor, store = tmp_path / "c.json", tmp_path / "s.zarr"
+    assert "cosine" in run("fit", source, compressor, "--bytes", "3")
+    assert "9,216 vectors" in run("encode", source, store, "--model", compressor)
+    output = run("info", store)
+    assert "share of the bytes" in output
+    assert "100%" in output
+    run("seal", store)
+    assert "as written" in run("verify", store)
+
+
 def test_errors_are_one_line_and_a_status(tmp_path: Path) -> None:
     text = tmp_path / "scene.tif"
     text.write_text("no raster")

@@ -2,6 +2,7 @@
 
 from nec.archive.grid import Task, TokenGrid
 from nec.archive.layout import ArrayLayout, Coordinate, Layout
+from nec.archive.objects import Traffic
 from nec.archive.reader import open_store, read_basis
 from nec.archive.receipts import Receipt
 from nec.archive.seal import seal
@@ -18,6 +19,7 @@ __all__ = [
     "StoreWriter",
     "Task",
     "TokenGrid",
+    "Traffic",
     "open_store",
     "read_basis",
     "seal",

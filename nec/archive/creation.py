@@ -1,4 +1,4 @@
-"""A new store: all metadata, coordinates and the basis, built aside and renamed into place."""
+"""A new store: all but its vectors, built aside and renamed into place."""
 
 import json
 import os
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.abc.codec import ArrayBytesCodec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ZstdCodec
 
 from nec.archive.layout import ArrayLayout, Coordinate, Layout
@@ -24,7 +23,9 @@ from nec.archive.metadata import (
     stamp_root,
 )
 from nec.archive.temporaries import building
-from nec.codec import FORMAT_VERSION
+from nec.archive.vectors import FOLDER as VECTORS
+from nec.archive.vectors import make_vector
+from nec.codec import FORMAT_VERSION, NecCodec
 from nec.errors import StoreError
 
 
@@ -32,7 +33,7 @@ def create(
     path: Path,
     layout: Layout,
     *,
-    codecs: Mapping[str, ArrayBytesCodec],
+    codecs: Mapping[str, NecCodec],
     attributes: Mapping[str, Any],
     basis: NDArray[np.float32] | None,
     fingerprint: str,
@@ -45,7 +46,7 @@ def create(
         Where the store is to be; absent, or an empty folder.
     layout : Layout
         What lies in it.
-    codecs : mapping of str to codec
+    codecs : mapping of str to NecCodec
         For each array of the layout, by name.
     attributes : mapping
         Root attributes of the producer.
@@ -79,6 +80,9 @@ def create(
         if basis is not None:
             values = np.ascontiguousarray(basis, dtype=np.float32)
             _coordinate(own, Coordinate("basis", ("component", "feature"), values))
+        vectors = root.create_group(VECTORS)
+        for array in layout.arrays():
+            _vector(vectors.create_group(array.name), codecs[array.name])
         state = {
             "nec": {
                 "format_version": FORMAT_VERSION,
@@ -102,7 +106,7 @@ def _rename(folder: Path, path: Path) -> bool:
 
 
 def _array(
-    group: zarr.Group, array: ArrayLayout, codec: ArrayBytesCodec, attributes: Mapping[str, Any]
+    group: zarr.Group, array: ArrayLayout, codec: NecCodec, attributes: Mapping[str, Any]
 ) -> None:
     group.create_array(
         array.name,
@@ -142,6 +146,26 @@ def _coordinate(group: zarr.Group, coordinate: Coordinate) -> None:
     array[...] = values
 
 
+def _vector(group: zarr.Group, codec: NecCodec) -> None:
+    chunk, values = make_vector(codec)
+    for name, dims, data in (
+        ("chunk", ("byte",), chunk),
+        ("values", ("sample", "band", "y", "x"), values),
+    ):
+        # Plain bytes: a reader that is tried on them need not have any compressor.
+        array = group.create_array(
+            name,
+            shape=data.shape,
+            chunks=data.shape,
+            dtype=data.dtype,
+            serializer=BytesCodec(endian="little"),
+            compressors=(Crc32cCodec(),),
+            dimension_names=dims,
+            config={"write_empty_chunks": True},
+        )
+        array[...] = data
+
+
 def _consolidate(store: Path, attributes: Mapping[str, Any]) -> None:
     """Rewrite every ``zarr.json`` in canonical form, and the root's with all others inside."""
     metadata: dict[str, Any] = {}
@@ -178,6 +202,19 @@ def stored_arrays(root: Mapping[str, Any]) -> dict[str, ArrayLayout]:
         for name, document in metadata.items()
         if document.get("node_type") == "array"
     }
+
+
+def serializer_of(array: ArrayLayout, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the codec that makes bytes of an array's chunks."""
+    codec = document["codecs"][0]
+    return dict(codec["configuration"]["codecs"][0] if array.shard is not None else codec)
+
+
+def stored_codec(root: Mapping[str, Any], name: str) -> NecCodec:
+    """Return the codec of one array of a store; ChunkError where it is not understood."""
+    document = root["consolidated_metadata"]["metadata"][name]
+    array = ArrayLayout.from_metadata(name, document)
+    return NecCodec.from_dict(serializer_of(array, document))
 
 
 def read_root(path: Path) -> dict[str, Any]:

@@ -88,7 +88,11 @@ class ArrayLayout:
 
     def key(self, task: Task) -> str:
         """Key of a task's object in the store."""
-        return "/".join([self.name, "c", *map(str, self._index(task))])
+        return self.key_at(self._index(task))
+
+    def key_at(self, index: tuple[int, ...]) -> str:
+        """Key of the object that comes `index`-th along each dimension."""
+        return "/".join([self.name, "c", *map(str, index)])
 
     def region(self, task: Task) -> tuple[int, ...]:
         """Shape of a task's part of the array, cut at the array's end."""

@@ -38,6 +38,8 @@ _PROJ = {
     "name": "proj:",
     "description": "Coordinate reference system information for geospatial data",
 }
+_DRAFT = "version 0 was a draft that nothing reads any more: encode the source again"
+_OTHER = "install a release of nec that reads version {!r}: pip install --upgrade nec"
 # The project's own fields of the root that a digest of the root cannot cover.
 _OUTSIDE_DIGEST = ("digest", "seal")
 
@@ -124,9 +126,9 @@ def parse_root(data: bytes, path: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{path} is not a nec store: its zarr.json has no readable nec block"
         raise StoreError(msg, "choose another path, or restore zarr.json from a copy") from error
-    if version not in range(FORMAT_VERSION + 1):
-        msg = f"{path} is of format version {version!r}, this package reads 0 to {FORMAT_VERSION}"
-        raise StoreError(msg, "pip install --upgrade nec")
+    if version != FORMAT_VERSION:
+        msg = f"{path} is of format version {version!r}, this package reads {FORMAT_VERSION}"
+        raise StoreError(msg, _DRAFT if version == 0 else _OTHER.format(version))
     document = parse(data, what)
     if own.get("digest") != root_digest(document):
         msg = f"{what} does not match its own digest: it was changed or damaged"

@@ -14,20 +14,22 @@ from nec.archive.layout import ArrayLayout
 from nec.errors import StoreError
 
 _ABSENT = 2**64 - 1
-_CRC = 4
+# Bytes of a CRC-32C, at the end of the index and of every chunk.
+CRC = 4
 
 Encode = Callable[[NDArray[np.float32]], bytes]
 Decode = Callable[[bytes, tuple[int, ...]], NDArray[np.float32]]
+Span = tuple[int, int]
 
 
 def with_checksum(data: bytes) -> bytes:
     """Append the CRC-32C that Zarr's `crc32c` codec expects."""
-    return data + int(google_crc32c.value(data)).to_bytes(_CRC, "little")
+    return data + int(google_crc32c.value(data)).to_bytes(CRC, "little")
 
 
 def _checksum_holds(data: bytes) -> bool:
-    stored = int.from_bytes(data[-_CRC:], "little")
-    return len(data) > _CRC and int(google_crc32c.value(data[:-_CRC])) == stored
+    stored = int.from_bytes(data[-CRC:], "little")
+    return len(data) > CRC and int(google_crc32c.value(data[:-CRC])) == stored
 
 
 def encode_object(array: ArrayLayout, values: NDArray[np.float32], encode: Encode) -> bytes | None:
@@ -82,23 +84,55 @@ def chunks_of(array: ArrayLayout, data: bytes) -> Iterator[tuple[tuple[int, ...]
     StoreError
         The shard's index is damaged (or the object cut short), so no chunk can be found.
     """
+    size = index_size(array)
+    for index, (start, stop) in read_index(array, data[len(data) - size :], len(data)).items():
+        chunk = data[start:stop]
+        inside = stop <= len(data) - size
+        yield index, chunk[:-CRC] if inside and _checksum_holds(chunk) else None
+
+
+def index_size(array: ArrayLayout) -> int:
+    """Bytes that the index takes at the end of an object; 0 of an array without shards."""
     if array.shard is None:
-        yield (0,) * len(array.shape), data[:-_CRC] if _checksum_holds(data) else None
-        return
-    count = int(np.prod(array.chunks_per_object))
-    size = 16 * count + _CRC
-    tail = data[-size:]
-    if len(tail) < size or not _checksum_holds(tail):
-        msg = f"index of the shard does not match its checksum ({len(data):,} bytes)"
+        return 0
+    return 16 * int(np.prod(array.chunks_per_object)) + CRC
+
+
+def read_index(array: ArrayLayout, tail: bytes, size: int) -> dict[tuple[int, ...], Span]:
+    """Read the index of an object from its last `index_size` bytes.
+
+    Parameters
+    ----------
+    array : ArrayLayout
+        The array.
+    tail : bytes
+        The index.
+    size : int
+        Bytes of the whole object.
+
+    Returns
+    -------
+    dict of tuple of int to (int, int)
+        First and last + 1 byte of each chunk that the object holds, its checksum included; not
+        yet checked to lie inside of the object.
+
+    Raises
+    ------
+    StoreError
+        The index is damaged.
+    """
+    if array.shard is None:
+        return {(0,) * len(array.shape): (0, size)}
+    if len(tail) < index_size(array) or not _checksum_holds(tail):
+        msg = f"index of the shard does not match its checksum ({size:,} bytes)"
         raise StoreError(msg, "the shard is cut short or damaged; write it again")
-    entries = np.frombuffer(tail[:-_CRC], dtype="<u8").reshape(*array.chunks_per_object, 2)
+    entries = np.frombuffer(tail[:-CRC], dtype="<u8").reshape(*array.chunks_per_object, 2)
+    spans = {}
     for index in np.ndindex(array.chunks_per_object):
         offset, length = (int(number) for number in entries[index])
-        if offset == length == _ABSENT:
-            continue
-        chunk = data[offset : offset + length]
-        inside = offset + length <= len(data) - size
-        yield index, chunk[:-_CRC] if inside and _checksum_holds(chunk) else None
+        if not offset == length == _ABSENT:
+            spans[index] = (offset, offset + length)
+    return spans
 
 
 def decode_object(

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.core.metadata.v3 import ArrayV3Metadata
 
-from nec.archive.creation import child_document, read_root, stored_arrays
+from nec.archive.creation import child_document, read_root, stored_arrays, stored_codec
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import KEY, check_seal, read_part
@@ -18,7 +17,9 @@ from nec.archive.receipts import StoredObject, discrepancy, load_receipt
 from nec.archive.seal import filled_arrays, is_fixed, root_entry, store_keys
 from nec.archive.shard import chunks_of, damage
 from nec.archive.temporaries import SUFFIX
-from nec.errors import NecError, StoreError
+from nec.archive.vectors import FOLDER, check_vector
+from nec.codec import NecCodec
+from nec.errors import ChunkError, NecError, StoreError
 
 
 @dataclass(frozen=True)
@@ -100,14 +101,14 @@ def verify(store: str | Path, *, decode: bool = True) -> Report:
 
     Sealed: each object against the manifest, the manifest against the seal. Not sealed: against
     the receipts, and the metadata against their consolidated copy. Then checksums inside of
-    objects, and whether each chunk decodes.
+    objects, whether each chunk decodes, and whether the test vectors do to their values.
 
     Parameters
     ----------
     store : str or Path
         The store.
     decode : bool, default: True
-        Decode every chunk too.
+        Decode every chunk too, and the test vectors.
 
     Returns
     -------
@@ -245,14 +246,14 @@ def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredOb
     blamed = {problem.key for problem in check.problems}
     filled = filled_arrays(root)
     documents = root["consolidated_metadata"]["metadata"]
+    codecs = dict(_codecs(check, root))
     for array in filled:
-        decode = _decoder(array, documents[array.name])
-        for task in array.tasks():
+        for task in array.tasks() if array.name in codecs else ():
             key = array.key(task)
             data = _read(check.path / key)
             if data is None or key in blamed:
                 continue
-            for what in _undecodable(array, data, decode):
+            for what in _undecodable(array, data, codecs[array.name]):
                 check.blame(key, what)
     for name in set(stored_arrays(root)) - {array.name for array in filled}:
         vouched = f"{name}/zarr.json" in expected  # a sealed store: its digests tell already
@@ -267,13 +268,30 @@ def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredOb
         except Exception as error:  # whatever the codecs of a damaged array raise
             check.blame(key, f"cannot be read: {error}")
 
-
-def _decoder(array: ArrayLayout, document: dict[str, Any]) -> Any:
-    codec: Any = ArrayV3Metadata.from_dict(dict(document)).codecs[0]
-    return codec.codecs[0] if array.shard is not None else codec
+    _vectors(check, root, codecs)
 
 
-def _undecodable(array: ArrayLayout, data: bytes, codec: Any) -> Iterator[str]:
+def _codecs(check: _Check, root: dict[str, Any]) -> Iterator[tuple[str, NecCodec]]:
+    for array in filled_arrays(root):
+        try:
+            yield array.name, stored_codec(root, array.name)
+        except ChunkError as error:
+            check.blame(f"{array.name}/zarr.json", error.what)
+
+
+def _vectors(check: _Check, root: dict[str, Any], codecs: Mapping[str, NecCodec]) -> None:
+    blamed = {problem.key for problem in check.problems}
+    for name, codec in codecs.items():
+        folder = f"{FOLDER}/{name}"
+        if not {f"{folder}/chunk", f"{folder}/values"} <= stored_arrays(root).keys():
+            check.blame(folder, f"the store holds no test vector of {name}")
+        elif not any(key.startswith(f"{folder}/") for key in blamed):
+            problem = check_vector(check.path, name, codec)
+            if problem:
+                check.blame(folder, problem)
+
+
+def _undecodable(array: ArrayLayout, data: bytes, codec: NecCodec) -> Iterator[str]:
     try:
         for index, chunk in chunks_of(array, data):
             where = f"chunk {index} of the shard" if array.shard is not None else "chunk"

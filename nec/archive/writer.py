@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from zarr.abc.codec import ArrayBytesCodec
 
-from nec.archive.creation import create, read_root, stored_arrays
+from nec.archive.creation import create, read_root, serializer_of, stored_arrays
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout, Layout
 from nec.archive.metadata import canonical, merge, stamp_root
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
 from nec.archive.shard import decode_object, encode_object
 from nec.archive.temporaries import put, tidy
+from nec.codec import NecCodec
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class StoreWriter:
         path: Path,
         layout: Layout,
         *,
-        codecs: Mapping[str, ArrayBytesCodec],
+        codecs: Mapping[str, NecCodec],
         fingerprint: str,
     ) -> None:
         self.path = path
@@ -50,8 +50,8 @@ class StoreWriter:
         path: str | Path,
         layout: Layout,
         *,
-        codec: ArrayBytesCodec | None,
-        scene_codec: ArrayBytesCodec | None,
+        codec: NecCodec | None,
+        scene_codec: NecCodec | None,
         attributes: Mapping[str, Any],
         basis: NDArray[np.float32] | None,
         fingerprint: str,
@@ -119,7 +119,7 @@ class StoreWriter:
         for array in self.layout.arrays():
             same = stored.get(array.name) == array and canonical(
                 self._codecs[array.name].to_dict()
-            ) == canonical(_serializer(array, metadata[array.name]))
+            ) == canonical(serializer_of(array, metadata[array.name]))
             if not same:
                 msg = f"{array.name} of {self.path} has another layout or coding than this run"
                 raise StoreError(msg, "choose another path, or remove the store")
@@ -212,7 +212,7 @@ class StoreWriter:
         array = self.layout.embedding
         if array is None or array.key(task) not in objects:
             raise StoreError(f"task {task.name} has no embedding", "encode one first")
-        decode = self._codecs[array.name].decode_array  # type: ignore[attr-defined]
+        decode = self._codecs[array.name].decode_array
         return decode_object(array, objects[array.key(task)], array.region(task), decode)
 
     def commit(
@@ -243,7 +243,7 @@ class StoreWriter:
         if values.shape != region:
             msg = f"task {task.name} of {array.name} has shape {values.shape}, not {region}"
             raise StoreError(msg, "pass the task's part of the array")
-        return encode_object(array, values, self._codecs[array.name].encode_array)  # type: ignore[attr-defined]
+        return encode_object(array, values, self._codecs[array.name].encode_array)
 
     def fail(self, task: Task, reason: str) -> Receipt:
         """Record that a task failed; it is pending again in the next run."""
@@ -301,8 +301,3 @@ class StoreWriter:
         attributes = merge(root["attributes"], {**extra, "nec": own})
         put(self.path / "zarr.json", canonical(stamp_root({**root, "attributes": attributes})))
         tidy(self.path)
-
-
-def _serializer(array: ArrayLayout, document: Mapping[str, Any]) -> Any:
-    codec = document["codecs"][0]
-    return codec["configuration"]["codecs"][0] if array.shard is not None else codec
