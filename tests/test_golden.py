@@ -1,0 +1,74 @@
+"""Stores of format version 1, written when it was frozen: they read the same forever."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+
+import nec
+from nec.errors import StoreError
+
+GOLDEN = Path(__file__).parent / "golden" / "v1"
+STORES = ("plain", "guarded", "tiny")
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_golden_stores_decode_to_the_same_bits(name: str) -> None:
+    store = GOLDEN / f"{name}.zarr"
+    assert nec.verify(store).ok
+    with np.load(GOLDEN / f"{name}.npz") as expected:
+        for dataset in (xr.open_zarr(store), nec.open(store)):
+            for array in ("embedding", "scene_embedding"):
+                decoded = dataset[array].to_numpy()
+                assert decoded.dtype == np.float32
+                missing = np.isnan(expected[array])
+                assert np.array_equal(np.isnan(decoded), missing)
+                bits = decoded[~missing].view(np.uint32)
+                assert np.array_equal(bits, expected[array][~missing].view(np.uint32))
+
+
+def test_the_guarded_store_uses_what_a_guarantee_needs() -> None:
+    from nec.archive.creation import read_root, stored_arrays
+    from nec.archive.shard import chunks_of
+    from nec.codec import Coding
+    from nec.codec.container import PATCHES, REFINEMENTS, VERBATIM, take_apart
+
+    store = GOLDEN / "guarded.zarr"
+    array = stored_arrays(read_root(store))["embedding"]
+    document = json.loads((store / "embedding" / "zarr.json").read_bytes())
+    inner = document["codecs"][0]["configuration"]["codecs"][0]["configuration"]
+    coding = Coding.from_dict(inner)
+    found = set()
+    for shard in (store / "embedding" / "c").rglob("*"):
+        if shard.is_file():
+            for _, chunk in chunks_of(array, shard.read_bytes()):
+                assert chunk is not None
+                found |= set(take_apart(memoryview(chunk), coding.digest, len(coding.segments)))
+    assert {REFINEMENTS, VERBATIM, PATCHES} <= found
+
+
+def test_flipped_bits_and_truncations_are_named(tmp_path: Path) -> None:
+    store = tmp_path / "tiny.zarr"
+    shutil.copytree(GOLDEN / "tiny.zarr", store)
+    rng = np.random.default_rng(0)
+    for file in sorted(p for p in store.rglob("*") if p.is_file()):
+        key = file.relative_to(store).as_posix()
+        data = file.read_bytes()
+        damaged = [data[: int(cut)] for cut in rng.integers(0, len(data), 3)]
+        for bit in rng.integers(0, 8 * len(data), 5):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            damaged.append(bytes(flipped))
+        for broken in damaged:
+            file.write_bytes(broken)
+            named: set[str] = set()
+            try:
+                named = {problem.key for problem in nec.verify(store).problems}
+            except StoreError:  # no root, or of a version that nobody knows
+                named = {"zarr.json"}
+            assert key in named
+        file.write_bytes(data)
+    assert nec.verify(store).ok
