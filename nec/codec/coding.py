@@ -104,6 +104,8 @@ class Coding:
         ):
             if not groups or groups[-1] != end or any(np.diff((0, *groups)) <= 0):
                 raise ChunkError(f"{name} groups {groups} do not end at {end}", "check zarr.json")
+        if not 0 <= self.lagrangian < 1e9:
+            raise ChunkError(f"a worth of a bit of {self.lagrangian} is none", "check zarr.json")
         if not 0 <= self.min_cosine <= 0.99999:
             raise ChunkError(
                 f"a smallest cosine of {self.min_cosine} cannot be kept", "ask for 0 to 0.99999"
