@@ -93,9 +93,7 @@ def points(found: dict[str, Any]) -> str:
 def overhead(found: dict[str, Any]) -> str:
     """Return bytes over the ideal length of the unrounded model."""
     rows = [("chunk", "rate", "bytes", "ideal", "over", "within 1 % + 32 B")]
-    for name, case in found.items():
-        if name.partition(",")[0] not in ("alphaearth", "galileo"):
-            continue
+    for name, case in found["cases"].items():
         for rate, row in case.items():
             rows.append(
                 (

@@ -14,10 +14,10 @@ from nec.codec.contexts import (
     NEIGHBOURS,
     scan_of,
 )
+from nec.codec.encoding import Events, Trace, encode_segment
 from nec.codec.model import Blocks, State, new_state
 from nec.codec.partition import Partition, blocks_of, partition_of
 from nec.codec.transform import cosine_matrices, forward
-from nec.codec.traversal import Events, Trace, encode_segment
 from nec.errors import ChunkError
 
 

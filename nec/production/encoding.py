@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 
 from nec.archive import StoreWriter, Task
 from nec.codec import NecCodec
-from nec.compressor import Compressor, rotate
+from nec.compressor import Compressor
 from nec.encoders.tiling import Tiling
 from nec.errors import CompressorError, NecError, SceneError
 from nec.model import Model, load_model
 from nec.production.job import Job, collection_job, embedding_job, scene_job
 from nec.production.measures import EncodeReport, report, task_figures
+from nec.rotation import rotate
 from nec.scene import ImageCollection, Scene, is_collection, open_scene
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from main_job.intervals import MARGIN, confusions, estimates
 from main_job.scenes import THREADS, disk_bytes
 from main_job.statistics import pixel_statistics
 from nec.codec import NecCodec
-from nec.compressor import rotate
 from nec.encoders import Encoder
 from nec.heads import SceneClassifier
 from nec.model import RATES, Model
+from nec.rotation import rotate
 from nec.scene import ImageCollection
 
 CHUNK = 100  # images coded together, as in a store

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 import nec
 from nec.archive import TokenGrid
-from nec.compressor import rotate
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
 from nec.model import RATES, Model
+from nec.rotation import rotate
 from nec.sampling import without_time
 from nec.scene import Scene, open_scene
 
