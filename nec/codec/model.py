@@ -324,7 +324,7 @@ def ring_of(p: int, scan: Scan, height: int, width: int) -> int:
     return scan.ring[(u << scan.block_bits) // height + (v << scan.block_bits) // width]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, inline="always")
 def learn_tile(
     state: State,
     parameters: Parameters,
