@@ -21,12 +21,12 @@ GOALS = {"alphaearth": (0.993, 0.9965), "presto": (0.99994, 0.99997)}
 MOST_BYTES = {0.993: 0.80, 0.9965: 1.6}
 # Mean cosines on the fitted half; the second list is of the variants.
 TARGETS = {
-    "alphaearth": (0.985, 0.99, 0.993, 0.995, 0.9965, 0.998, 0.999),
-    "presto": (0.9995, 0.9998, 0.9999, 0.99994, 0.99997, 0.99998, 0.99999),
-}
-FEWER = {
     "alphaearth": (0.99, 0.993, 0.995, 0.9965, 0.998),
     "presto": (0.9998, 0.9999, 0.99994, 0.99997, 0.99999),
+}
+FEWER = {
+    "alphaearth": (0.992, 0.995, 0.998),
+    "presto": (0.9999, 0.99996, 0.99999),
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "block 32": {"block": 32},
@@ -57,8 +57,9 @@ def bench_rates(folder: Path) -> dict[str, Any]:
         for fitted, measured in (("north", "south"), ("south", "north")):
             log.info("%s: fit %s, measure %s", name, fitted, measured)
             key = f"{name}: fitted on the {fitted}, measured on the {measured}"
-            # One direction has every variant, the other what shows that it is no accident.
-            ablated = VARIANTS if measured == "south" else {"block 16": VARIANTS["block 16"]}
+            # One case has every variant, the others what shows that it is no accident.
+            every = name == "alphaearth" and measured == "south"
+            ablated = VARIANTS if every else {"block 16": VARIANTS["block 16"]}
             results["cases"][key] = _direction(name, parts[fitted], parts[measured], ablated)
     key = "alphaearth: fitted on the north, measured on the south"
     results["cases"][key]["product"] = _product(folder)
