@@ -109,10 +109,10 @@ def _rate(ax: Axes, found: dict[str, Any]) -> None:
         fontsize=7,
         color="#616161",
     )
-    _logarithmic(ax, "1 - mean cosine")
+    _logarithmic(ax, "1 - mean cosine", loc="lower left")
 
 
-def _logarithmic(ax: Axes, label: str) -> None:
+def _logarithmic(ax: Axes, label: str, loc: str = "best") -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(_size))
@@ -121,7 +121,7 @@ def _logarithmic(ax: Axes, label: str) -> None:
     ax.set_xlabel("bytes a vector")
     ax.set_ylabel(label)
     ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    ax.legend(fontsize=7, frameon=False)
+    ax.legend(fontsize=7, frameon=False, loc=loc)
 
 
 def _galileo(ax: Axes, found: dict[str, Any]) -> None:
@@ -203,15 +203,16 @@ def _lone(ax: Axes, found: dict[str, Any]) -> None:
 def _speed(ax: Axes, found: dict[str, Any]) -> None:
     """Bars: megabytes a CPU-second of reading, millions of symbols of the coders."""
     reading, times = found["stores"]["reading"], found["coefficients"]["times"]
-    bars = [(name, row["MB_per_cpu_second"], "MB/s") for name, row in reading.items()]
+    bars = [(f"read: {name}", row["MB_per_cpu_second"], "MB/s") for name, row in reading.items()]
     bars += [(name, row["Msymbols_per_cpu_second"], "M/s") for name, row in times.items()]
     bars.reverse()
     names = [name for name, _, _ in bars]
-    colours = [OURS if name.startswith("nec") else OTHER for name in names]
+    own = ("nec", "read: nec")
+    colours = [OURS if name.startswith(own) else OTHER for name in names]
     ax.barh(range(len(bars)), [v for _, v, _ in bars], color=colours)
     for i, (_, value, unit) in enumerate(bars):
         ax.text(value * 1.05, i, f"{value:,.0f} {unit}", va="center", fontsize=8)
-    ax.set_yticks(range(len(bars)), [f"read: {n}" if "," in n else n for n in names])
+    ax.set_yticks(range(len(bars)), names)
     ax.set_xscale("log")
     ax.set_xlim(right=max(v for _, v, _ in bars) * 4)
     ax.xaxis.set_major_formatter(FuncFormatter(_size))
