@@ -144,7 +144,7 @@ def targets(found: dict[str, Any]) -> str:
     """Return every target and how it came out."""
     rows = [("what", "target", "found", "met")]
     for name in dict(SECTIONS.values()):
-        for row in found[name].get("targets", []):
+        for row in found.get(name, {}).get("targets", []):
             value = row["found"]
             shown = f"{value:.4g}" if isinstance(value, int | float) else str(value)
             rows.append((row["what"], f"{row['target']:g}", shown, "yes" if row["met"] else "no"))
@@ -187,7 +187,8 @@ def main() -> None:
     )
     text = args.page.read_text()
     for block, (section, write) in SECTIONS.items():
-        text = replace_block(text, block, write(found[section]))
+        if section in found:
+            text = replace_block(text, block, write(found[section]))
     text = replace_block(text, "targets", targets(found))
     args.page.write_text(replace_block(text, "damage", damage(fuzz, flips)))
 
