@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from nec.codec.contexts import (
     CLASSES,
+    LARGEST,
     LEVEL_BITS,
     MAGNITUDES,
     WEIGHT_BITS,
@@ -33,7 +34,8 @@ def fit_prediction(
         dc = d.symbols[..., 0] * (d.blocks.gain[..., None] / 256)
         total += dc[d.blocks.coded].sum(0)
         count += int(d.blocks.coded.sum())
-    mean = np.rint(total / count).astype(np.int32)
+    # Out of range goes verbatim anyway.
+    mean = np.clip(np.rint(total / count), -LARGEST, LARGEST).astype(np.int32)
     power, product = np.zeros(bands), np.zeros(bands)
     for d in decided:
         coded = d.blocks.coded

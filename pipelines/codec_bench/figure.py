@@ -109,10 +109,10 @@ def _rate(ax: Axes, found: dict[str, Any]) -> None:
         fontsize=7,
         color="#616161",
     )
-    _logarithmic(ax, "1 - mean cosine", loc="lower left")
+    _logarithmic(ax, "1 - mean cosine")
 
 
-def _logarithmic(ax: Axes, label: str, loc: str = "best") -> None:
+def _logarithmic(ax: Axes, label: str) -> None:
     ax.set_xscale("log")
     ax.set_yscale("log")
     ax.xaxis.set_major_formatter(FuncFormatter(_size))
@@ -121,7 +121,7 @@ def _logarithmic(ax: Axes, label: str, loc: str = "best") -> None:
     ax.set_xlabel("bytes a vector")
     ax.set_ylabel(label)
     ax.grid(alpha=0.25, which="both", linewidth=0.5)
-    ax.legend(fontsize=7, frameon=False, loc=loc)
+    ax.legend(fontsize=7, frameon=False)
 
 
 def _galileo(ax: Axes, found: dict[str, Any]) -> None:
