@@ -134,10 +134,8 @@ def _overhead(found: dict[str, Any]) -> list[Table]:
         "segments",
         "<= 1 % + 32 B",
     )
-    for name, case in found.items():
-        for rate, row in (
-            case.items() if name.partition(",")[0] in ("alphaearth", "galileo") else ()
-        ):
+    for name, case in found["cases"].items():
+        for rate, row in case.items():
             table.add_row(
                 name,
                 rate,
