@@ -42,6 +42,21 @@ def codec(request: pytest.FixtureRequest) -> NecCodec:
     return NecCodec(coding)
 
 
+def any_array(samples: int, edge: int) -> st.SearchStrategy[np.ndarray]:
+    """Arrays (sample, 4, y, x) of any finite values, mostly of one, with any missing."""
+    shapes = st.tuples(
+        st.integers(1, samples), st.just(4), st.integers(1, edge), st.integers(1, edge)
+    )
+    return shapes.flatmap(
+        lambda shape: hnp.arrays(
+            np.float32,
+            shape,
+            elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
+            fill=st.sampled_from([0.0, 1.5, np.nan, -3e4, 1e-30, 2.5e38]),
+        )
+    )
+
+
 def worst_error(coding: Coding) -> np.ndarray:
     """A bound of the error of any value, for each band: every coefficient off by its most."""
     worst = 1.5  # a step off the nearest, and more where a whole tile is left out
@@ -67,16 +82,7 @@ def test_round_trip_through_bytes_and_dict(codec: NecCodec) -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(
-    st.tuples(st.integers(1, 3), st.just(4), st.integers(1, 35), st.integers(1, 35)).flatmap(
-        lambda shape: hnp.arrays(
-            np.float32,
-            shape,
-            elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
-            fill=st.sampled_from([0.0, 1.5, np.nan, -3e4, 2.5e38]),
-        )
-    )
-)
+@given(any_array(samples=3, edge=35))
 def test_any_array_comes_back_within_its_error(codec: NecCodec, values: np.ndarray) -> None:
     decoded = codec.decode_array(codec.encode_array(values), values.shape)
     missing = np.isnan(values).any(axis=1)
@@ -157,14 +163,7 @@ def test_coarser_segments_decode_by_themselves() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    st.tuples(st.integers(1, 2), st.just(4), st.integers(1, 20), st.integers(1, 20)).flatmap(
-        lambda shape: hnp.arrays(
-            np.float32,
-            shape,
-            elements=st.floats(width=32, allow_infinity=False, allow_nan=True),
-            fill=st.sampled_from([0.0, 1.5, np.nan, -3e4, 1e-30, 2.5e38]),
-        )
-    ),
+    any_array(samples=2, edge=20),
     st.floats(0.5, 0.99999),
 )
 def test_the_smallest_cosine_is_kept(

@@ -193,10 +193,7 @@ def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
             "pass (sample, band, y, x)",
         )
     values = np.ascontiguousarray(values, np.float32)
-    transformed = Transformed(values, coding.block)
-    if coding.min_cosine > 0:
-        return pack_chunk(decide_within(transformed, coding), coding)
-    return pack_chunk(transformed.decide(coding), coding)
+    return pack_chunk(decide_within(Transformed(values, coding.block), coding), coding)
 
 
 def pack_chunk(decided: "Decided", coding: Coding) -> bytes:

@@ -41,7 +41,7 @@ PRIOR = 4
 # Rings of frequency by u + v, of a block of 64; edges are the last sum of each ring.
 RING_EDGES = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 126)
 # A refinement halves the squared step; 2**8 * 2**(1/2) for the odd ones.
-REFINEMENTS = 33
+MOST_REFINED = 32
 ROOT = 362
 
 

@@ -210,10 +210,7 @@ class _Sample:
         """Return bytes a vector, and the cosine of every valid vector."""
         size, found = 0, []
         for chunk in self.chunks:
-            if coding.min_cosine > 0:
-                decided = decide_within(chunk, coding)
-            else:
-                decided = chunk.decide(coding)
+            decided = decide_within(chunk, coding)
             size += len(pack_chunk(decided, coding))
             decoded = decode_decided(decided, coding)
             valid = chunk.valid

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from nec.codec.chunk import NO_PATCHES, reconstruct
 from nec.codec.coding import Coding
-from nec.codec.contexts import REFINEMENTS
+from nec.codec.contexts import MOST_REFINED
 from nec.codec.decisions import Decided, Transformed
 from nec.codec.patches import LARGEST_PATCH
 
@@ -29,7 +29,6 @@ def cosines(original: NDArray[np.float32], decoded: NDArray[np.float32]) -> NDAr
         Two zero vectors agree (1), a zero vector and another do not (0); NaN where a component
         is missing.
     """
-    # Scaled first: squares of large components overflow.
     a, b = original.astype(np.float64), decoded.astype(np.float64)
     norm_a = np.linalg.norm(a, axis=-1, keepdims=True)
     norm_b = np.linalg.norm(b, axis=-1, keepdims=True)
@@ -81,12 +80,14 @@ def decode_decided(decided: Decided, coding: Coding) -> NDArray[np.float32]:
 
 
 def decide_within(transformed: Transformed, coding: Coding) -> Decided:
-    """Decide a chunk so that the cosine of every vector is at least `coding.min_cosine`.
+    """Decide a chunk so that the cosine of every vector is at least `coding.min_cosine`, if any.
 
     Where few vectors of a block are worse, they are patched. Blocks with more are coded finer, as
     much as their excess suggests, and as they are where the finest steps do not do. Every round
     refines, so it ends.
     """
+    if coding.min_cosine == 0:
+        return transformed.decide(coding)
     refinement = np.zeros(transformed.partition.box.shape[:3], np.int64)
     verbatim = np.zeros(refinement.shape, np.bool_)
     least = coding.min_cosine + _MARGIN
@@ -108,7 +109,7 @@ def decide_within(transformed: Transformed, coding: Coding) -> Decided:
                 return patched
             finer[_owners(patches, transformed)] = 1
         refinement = refinement + finer
-        verbatim |= refinement >= REFINEMENTS
+        verbatim |= refinement > MOST_REFINED
         refinement[verbatim] = 0
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.archive import StoreWriter
+from nec.codec.guarantee import cosines
 from nec.encoders.tiling import neighbour_cosines
 
 
@@ -67,9 +68,8 @@ def task_figures(
     tokens_per_chip : int or None
         Distance from chip to chip, tokens; None where an image is not cut.
     """
-    a, b = (np.moveaxis(v.astype(np.float64), -3, -1) for v in (embedding, decoded))
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    cosine = (a * b).sum(-1) / np.where(norms > 0, norms, 1)
+    a, b = (np.moveaxis(v, -3, -1) for v in (embedding, decoded))
+    cosine = cosines(a, b)
     cosine = cosine[~np.isnan(cosine)]
     figures: dict[str, Any] = {
         "vectors": len(cosine),
