@@ -1,11 +1,12 @@
 """A chunk of embeddings to bytes and back."""
 
+import math
 import struct
+import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nec.codec.coding import Coding
@@ -19,12 +20,13 @@ from nec.codec.container import (
     take_apart,
 )
 from nec.codec.contexts import scan_of
+from nec.codec.kernels import kernel
 from nec.codec.mask import decode_mask, encode_mask
 from nec.codec.model import Blocks, new_state
 from nec.codec.partition import Partition, blocks_of, partition_of
 from nec.codec.patches import decode_patches, encode_patches
 from nec.codec.rans import encode_events, open_stream, read_bits, read_symbol
-from nec.codec.transform import OUTPUT_BITS, fits, integer_matrices, inverse
+from nec.codec.reconstruction import reconstruct
 from nec.codec.traversal import decode_segment
 from nec.errors import ChunkError
 
@@ -36,133 +38,6 @@ NO_PATCHES: tuple[NDArray[np.int32], NDArray[np.int32]] = (
     np.full((0, 0, 0), -1, np.int32),
     np.empty((0, 0), np.int32),
 )
-
-
-@njit(cache=True, nogil=True)
-def _patch(
-    patch_of: NDArray[np.int32], patches: NDArray[np.int32], b: int, values: NDArray[np.int64]
-) -> None:
-    """Add the half steps of patched tokens."""
-    for y in range(patch_of.shape[0]):
-        for x in range(patch_of.shape[1]):
-            if patch_of[y, x] >= 0:
-                values[y, x] += np.int64(patches[patch_of[y, x], b]) << (OUTPUT_BITS - 1)
-
-
-@njit(cache=True, nogil=True)
-def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slower
-    symbols: NDArray[np.int32],
-    extent: NDArray[np.uint8],
-    blocks: Blocks,
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    box: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    matrices: NDArray[np.int32],
-    scale: NDArray[np.float32],
-    root: np.float32,
-    patch_of: NDArray[np.int32],
-    patches: NDArray[np.int32],
-    out: NDArray[np.float32],
-) -> None:
-    """Write the decoded values of coded blocks; all else is left."""
-    block = matrices.shape[2]
-    half, pair = np.empty((block + 3, block), np.int32), np.empty((2, block), np.int32)
-    wide_half, wide_pair = np.empty((block + 3, block), np.int64), np.empty((2, block), np.int64)
-    tile, wide_tile = np.empty((block, block), np.int32), np.empty((block, block), np.int64)
-    samples, bands = out.shape[:2]
-    largest = np.empty(block + 1, np.int64)
-    for n in range(1, block + 1):
-        largest[n] = np.abs(matrices[n, :n, :n]).max()
-    for s in range(samples):
-        for r in range(len(rows) - 1):
-            for c in range(len(columns) - 1):
-                if not blocks.coded[s, r, c]:
-                    continue
-                y0, y1, x0, x1 = box[s, r, c]
-                height, width = y1 - y0, x1 - x0
-                down, across = matrices[height], matrices[width]
-                refinement = blocks.refinement[s, r, c]
-                finer = np.float32(2.0 ** -(refinement >> 1))
-                patched = len(patches) > 0 and patch_of[s, y0:y1, x0:x1].max() >= 0
-                for b in range(bands):
-                    k, m = np.int64(extent[s, r, c, b, 0]), np.int64(extent[s, r, c, b, 1])
-                    if k == 0 and not patched:
-                        for y in range(y0, y1):
-                            out[s, b, y, x0:x1] = 0
-                        continue
-                    factor = scale[b] * finer
-                    if refinement & 1:
-                        factor = factor * root
-                    here = symbols[s, r, c, b]
-                    total = np.int64(0)
-                    for u in range(k):
-                        for v in range(m):
-                            total += abs(here[u * block + v])
-                    if not patched and fits(total, largest[height], largest[width]):
-                        inverse(here, k, m, height, width, offsets, down, across, half, pair, tile)
-                        for y in range(height):
-                            line, values = out[s, b, y0 + y, x0:x1], tile[y, :width]
-                            for x in range(width):
-                                line[x] = np.float32(values[x]) * factor
-                        continue
-                    inverse(
-                        here,
-                        k,
-                        m,
-                        height,
-                        width,
-                        offsets,
-                        down,
-                        across,
-                        wide_half,
-                        wide_pair,
-                        wide_tile,
-                    )
-                    if patched:
-                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide_tile)
-                    for y in range(height):
-                        line, wide = out[s, b, y0 + y, x0:x1], wide_tile[y, :width]
-                        for x in range(width):
-                            line[x] = np.float32(wide[x]) * factor
-
-
-@njit(cache=True, nogil=True)
-def _blank(valid: NDArray[np.bool_], out: NDArray[np.float32]) -> None:
-    for s in range(out.shape[0]):
-        for y in range(out.shape[2]):
-            for x in range(out.shape[3]):
-                if not valid[s, y, x]:
-                    out[s, :, y, x] = np.nan
-
-
-def reconstruct(
-    symbols: NDArray[np.int32],
-    extent: NDArray[np.uint8],
-    blocks: Blocks,
-    partition: Partition,
-    valid: NDArray[np.bool_],
-    coding: Coding,
-    patches: tuple[NDArray[np.int32], NDArray[np.int32]],
-    out: NDArray[np.float32],
-) -> None:
-    """Write decoded values to `out` (sample, band, y, x): NaN where missing or not coded."""
-    if not (valid.all() and blocks.coded.all()):
-        out[:] = np.nan
-    _reconstruct(
-        symbols,
-        extent,
-        blocks,
-        *partition,
-        coding.offset_values,
-        integer_matrices(partition.edge),
-        coding.step_values[: out.shape[1]] * np.float32(2.0**-OUTPUT_BITS),
-        np.float32(np.sqrt(0.5)),
-        *patches,
-        out,
-    )
-    if not valid.all():
-        _blank(valid, out)
 
 
 def encode_chunk(values: NDArray[np.float32], coding: Coding) -> bytes:
@@ -239,7 +114,7 @@ def _read_refinements(data: memoryview, coded: NDArray[np.bool_]) -> NDArray[np.
     return refinement
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _decode_refinements(
     stream: np.uint64,
     words: NDArray[np.uint32],
@@ -354,6 +229,101 @@ def decode_parts(
     shape : tuple of int
         (sample, band, y, x), with as many bands as are wanted.
     """
+    found = read_coefficients(parts, coding, shape)
+    out = np.empty(shape, np.float32)
+    reconstruct(
+        found.symbols,
+        found.extent,
+        found.blocks,
+        found.partition,
+        found.valid,
+        coding,
+        found.patches,
+        out,
+    )
+    _room.give_back(found.symbols, found.extent)
+    for i, values in found.verbatim.items():
+        window = _window(found.partition, i)
+        valid = found.valid[window[0], *window[2:]]
+        out[window] = np.where(valid, values[: shape[1]], np.float32(np.nan))
+    return out
+
+
+class Coefficients(NamedTuple):
+    """What the parts of a chunk hold.
+
+    Attributes
+    ----------
+    valid : ndarray of shape (sample, y, x), bool
+    partition : Partition
+    blocks : Blocks
+    verbatim : dict of int to ndarray (band, y, x)
+        Blocks stored as they are, by number.
+    symbols : ndarray of shape (sample, row, column, plane, edge**2), int32
+        Coefficients.
+    extent : ndarray of shape (sample, row, column, plane, 2), uint8
+        Number of rows and columns of frequencies that hold anything.
+    patches : tuple of ndarray
+        Which patch each token has, or -1; and the patches.
+    """
+
+    valid: NDArray[np.bool_]
+    partition: Partition
+    blocks: Blocks
+    verbatim: dict[int, NDArray[np.float32]]
+    symbols: NDArray[np.int32]
+    extent: NDArray[np.uint8]
+    patches: tuple[NDArray[np.int32], NDArray[np.int32]]
+
+
+class _Room(threading.local):
+    """Zeros for coefficients, kept by each thread: fresh memory takes as long as decoding."""
+
+    _LARGEST = 1 << 23
+
+    def __init__(self) -> None:
+        self._zeros = np.zeros(0, np.int32)
+
+    def take(self, shape: tuple[int, ...]) -> NDArray[np.int32]:
+        """Return zeros of a shape; they are the caller's until given back."""
+        size = math.prod(shape)
+        zeros, self._zeros = self._zeros, np.zeros(0, np.int32)
+        if zeros.size < size:
+            zeros = np.zeros(size, np.int32)
+        return zeros[:size].reshape(shape)
+
+    def give_back(self, symbols: NDArray[np.int32], extent: NDArray[np.uint8]) -> None:
+        """Make zeros of coefficients that lie within an extent, and keep them."""
+        if symbols.size <= self._LARGEST:
+            _clear(symbols, extent)
+            self._zeros = symbols.reshape(-1)
+
+
+_room = _Room()
+
+
+@kernel
+def _clear(symbols: NDArray[np.int32], extent: NDArray[np.uint8]) -> None:
+    samples, rows, columns, planes, size = symbols.shape
+    edge = 1
+    while edge * edge < size:
+        edge *= 2
+    for s in range(samples):
+        for y in range(rows):
+            for x in range(columns):
+                for b in range(planes):
+                    here, reach = symbols[s, y, x, b], extent[s, y, x, b]
+                    for u in range(reach[0]):
+                        for v in range(reach[1]):
+                            here[u * edge + v] = 0
+
+
+def read_coefficients(
+    parts: Mapping[int, bytes | memoryview],
+    coding: Coding,
+    shape: tuple[int, int, int, int],
+) -> Coefficients:
+    """Read what checked parts of a chunk hold; arguments are those of `decode_parts`."""
     samples, bands, height, width = shape
     valid = np.ones((samples, height, width), np.bool_)
     if MASK in parts:
@@ -374,9 +344,8 @@ def decode_parts(
     scan = scan_of(coding.block, partition.edge)
     # Only the planes of the groups that hold the wanted bands.
     planes = next(b for b in coding.band_groups if b >= bands)
-    state = new_state(
-        (*coded.shape, planes, partition.edge**2), len(scan.octave), coding.parameters
-    )
+    symbols = _room.take((*coded.shape, planes, partition.edge**2))
+    state = new_state(symbols, len(scan.octave), coding.parameters)
     extent = np.zeros((*coded.shape, planes, 2), np.uint8)
     for i, segment in enumerate(coding.segments):
         part = parts.get(len(PART_NAMES) + i)
@@ -402,9 +371,4 @@ def decode_parts(
         if found is None:
             raise ChunkError("the chunk's patches do not decode", "fetch it again")
         patches = found
-    out = np.empty(shape, np.float32)
-    reconstruct(state.symbols, extent, blocks, partition, valid, coding, patches, out)
-    for i, values in verbatim.items():
-        window = _window(partition, i)
-        out[window] = np.where(valid[window[0], *window[2:]], values[:bands], np.float32(np.nan))
-    return out
+    return Coefficients(valid, partition, blocks, verbatim, symbols, extent, patches)

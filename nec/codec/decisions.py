@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nec.codec.coding import Coding
@@ -12,28 +11,29 @@ from nec.codec.contexts import (
     FLAG_NEIGHBOURS,
     LARGEST,
     NEIGHBOURS,
+    Scan,
     scan_of,
 )
 from nec.codec.encoding import Events, Trace, encode_segment
-from nec.codec.model import Blocks, State, new_state
+from nec.codec.kernels import kernel
+from nec.codec.model import FULL, Blocks, State, magnitude_at, new_state, tile_rows
 from nec.codec.partition import Partition, blocks_of, partition_of
 from nec.codec.transform import cosine_matrices, forward
 from nec.errors import ChunkError
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _transform(  # noqa: PLR0912 - one loop nest
     values: NDArray[np.float32],
     valid: NDArray[np.bool_],
     box: NDArray[np.int64],
     matrices: NDArray[np.float32],
+    plane: NDArray[np.float32],
+    scratch: NDArray[np.float32],
     coefficients: NDArray[np.float32],
 ) -> None:
     """Transform every box that holds a valid token; missing ones take the mean of the valid."""
-    block = matrices.shape[1]
     samples, rows, columns, bands, _ = coefficients.shape
-    plane = np.empty((block, block), np.float32)
-    half = np.empty((block, block), np.float32)
     for s in range(samples):
         for r in range(rows):
             for c in range(columns):
@@ -46,7 +46,8 @@ def _transform(  # noqa: PLR0912 - one loop nest
                 whole = count == height * width
                 for b in range(bands):
                     for y in range(height):
-                        plane[y, :width] = values[s, b, y0 + y, x0:x1]
+                        for x in range(width):
+                            plane[y, x] = values[s, b, y0 + y, x0 + x]
                     if not whole:
                         total = 0.0
                         for y in range(height):
@@ -59,39 +60,59 @@ def _transform(  # noqa: PLR0912 - one loop nest
                                 if not seen[y, x]:
                                     plane[y, x] = mean
                     out = coefficients[s, r, c, b]
-                    forward(plane, height, width, matrices[width], matrices[height], half, out)
+                    forward(plane, height, width, matrices[width], matrices[height], scratch, out)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _quantise(
     coefficients: NDArray[np.float32],
     steps: NDArray[np.float32],
+    scan: Scan,
     blocks: Blocks,
     verbatim: NDArray[np.bool_],
     symbols: NDArray[np.int32],
+    energy: NDArray[np.uint8],
 ) -> None:
-    """Round coded blocks to steps; those out of range move from `coded` to `verbatim`."""
+    """Round coded blocks to steps; those out of range move from `coded` to `verbatim`.
+
+    `energy` becomes the sums of magnitudes of the tiles.
+    """
     samples, rows, columns, bands, size = coefficients.shape
+    tiles = energy.shape[4]
     for s in range(samples):
         for y in range(rows):
             for x in range(columns):
                 if not blocks.coded[s, y, x]:
                     continue
                 finer = 2.0 ** (blocks.refinement[s, y, x] / 2)
+                height, width = blocks.height[s, y, x], blocks.width[s, y, x]
                 for b in range(bands):
                     scale = finer / np.float64(steps[b])
+                    wave, found = coefficients[s, y, x, b], symbols[s, y, x, b]
+                    beyond = 0
                     for p in range(size):
-                        c = coefficients[s, y, x, b, p] * scale
+                        c = wave[p] * scale
                         magnitude = np.floor(abs(c) + 0.5)
-                        if not magnitude < LARGEST:
-                            blocks.coded[s, y, x] = False
-                            break
-                        q = np.int32(magnitude)
-                        symbols[s, y, x, b, p] = -q if c < 0 else q
-                    if not blocks.coded[s, y, x]:
+                        beyond += 0 if magnitude < LARGEST else 1
+                        q = np.int32(min(magnitude, LARGEST))
+                        found[p] = -q if c < 0 else q
+                    if beyond > 0:
+                        blocks.coded[s, y, x] = False
                         symbols[s, y, x] = 0
+                        energy[s, y, x] = 0
                         verbatim[s, y, x] = True
                         break
+                    for t in range(1, tiles):
+                        octave = scan.octave[t]
+                        top, bottom, turn, far, near, end = tile_rows(
+                            scan, t, octave, height, width
+                        )
+                        total = np.int64(0)
+                        for u in range(top, bottom):
+                            line = u << scan.bits
+                            for v in range(far if u < turn else near, end):
+                                total += magnitude_at(found, line + v)
+                        energy[s, y, x, b, t] = FULL if total > FULL else total
 
 
 class Decided(NamedTuple):
@@ -164,7 +185,17 @@ class Transformed:
         edge = self.partition.edge
         shape = (*self.partition.box.shape[:3], values.shape[1], edge * edge)
         self.coefficients = np.zeros(shape, np.float32)
-        _transform(values, self.valid, self.partition.box, cosine_matrices(edge), self.coefficients)
+        plane = np.empty((edge, edge), np.float32)
+        scratch = np.empty((5 + edge // 2, edge), np.float32)
+        _transform(
+            values,
+            self.valid,
+            self.partition.box,
+            cosine_matrices(edge),
+            plane,
+            scratch,
+            self.coefficients,
+        )
 
     def decide(
         self,
@@ -194,8 +225,9 @@ class Transformed:
         blocks = blocks_of(self.partition, occupied & ~verbatim, refinement, self.block)
         scan = scan_of(self.block, self.partition.edge)
         steps = coding.step_values
-        state = new_state(self.coefficients.shape, len(scan.octave), coding.parameters)
-        _quantise(self.coefficients, steps, blocks, verbatim, state.symbols)
+        symbols = np.zeros(self.coefficients.shape, np.int32)
+        state = new_state(symbols, len(scan.octave), coding.parameters)
+        _quantise(self.coefficients, steps, scan, blocks, verbatim, state.symbols, state.energy)
         # A flag a tile; a symbol, three of an escape, two of low bits and a sign a value.
         most = state.energy.size + 7 * state.symbols.size
         if trace:
@@ -208,6 +240,7 @@ class Transformed:
             np.empty((tiles, FLAG_NEIGHBOURS), np.float32),
             np.empty((tiles, 2), np.int32),
             np.zeros(2, np.int64),
+            np.zeros(NEIGHBOURS, np.int64),
         )
         buffer = Events(np.empty(most, np.int32), np.empty(most, np.int32))
         events = []

@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nec.codec.contexts import (
@@ -13,6 +12,8 @@ from nec.codec.contexts import (
     Scan,
     Segment,
 )
+from nec.codec.kernels import inlined, kernel
+from nec.codec.magnitudes import magnitude_bits, put_magnitude
 from nec.codec.model import (
     FULL,
     Blocks,
@@ -20,18 +21,18 @@ from nec.codec.model import (
     classify,
     dc_prediction,
     expected_energy,
+    expected_magnitude,
     expected_residual,
     learn_dc,
     learn_flag,
     learn_tile,
-    magnitude_bits,
+    magnitude_at,
     neighbours,
+    outer_weights,
     places_around,
-    put_magnitude,
     refined,
     ring_of,
-    seen_around,
-    weighed,
+    tile_rows,
 )
 from nec.codec.traversal import flag_context, outside
 
@@ -58,6 +59,8 @@ class Trace(NamedTuple):
         Its octave and energy.
     size : ndarray of shape (2,), int64
         How many of each were recorded.
+    one_hot : ndarray of shape (NEIGHBOURS,), int64
+        Scratch: weights that pick one of what surrounds a coefficient. Zeros.
     """
 
     seen: NDArray[np.float32]
@@ -65,40 +68,65 @@ class Trace(NamedTuple):
     flag_seen: NDArray[np.float32]
     flag_found: NDArray[np.int32]
     size: NDArray[np.int64]
+    one_hot: NDArray[np.int64]
 
 
-@njit(cache=True, nogil=True)
-def _record_flag(
+@inlined
+def record_flag(
     trace: Trace,
     state: State,
-    at: tuple[int, int, int, int],
+    places: tuple[int, int, int, int, int],
+    b: int,
     near: tuple[bool, bool],
     t: int,
+    octave: int,
     scan: Scan,
     level: int,
 ) -> None:
-    k = trace.size[1]
-    one_hot = np.zeros(trace.flag_seen.shape[1], np.int64)
-    for i in range(len(one_hot)):
+    """Record what a tile's flag saw, and the tile's energy."""
+    k, one_hot = trace.size[1], trace.one_hot
+    energy = state.energy.reshape(-1)
+    for i in range(trace.flag_seen.shape[1]):
         one_hot[i] = 64
         trace.flag_seen[k, i] = expected_energy(
-            state.energy.reshape(-1),
-            places_around(state.energy.shape, at),
-            at[3],
-            near,
-            t,
-            scan.below,
-            level,
-            one_hot,
+            energy, places, b, near, t, scan.below, level, one_hot
         )
         one_hot[i] = 0
-    trace.flag_found[k, 0] = scan.octave[t]
-    trace.flag_found[k, 1] = state.energy[at[0], at[1], at[2], at[3], t]
+    trace.flag_found[k, 0] = octave
+    trace.flag_found[k, 1] = energy[places[0] + t]
     trace.size[1] = k + 1
 
 
-# Inlined: a call would count a reference of every array of every tuple.
-@njit(cache=True, nogil=True, inline="always")
+@inlined
+def record_magnitude(
+    trace: Trace,
+    symbols: NDArray[np.int32],
+    places: tuple[int, int, int, int, int],
+    b: int,
+    near: tuple[bool, bool],
+    u: int,
+    v: int,
+    octave: int,
+    bits: int,
+    seen: tuple[int, int, int],
+    level: int,
+    magnitude: int,
+) -> None:
+    """Record what an oscillating coefficient saw, and its magnitude."""
+    k, one_hot = trace.size[0], trace.one_hot
+    for i in range(trace.seen.shape[1]):
+        one_hot[i] = 64
+        inner = (one_hot[2], one_hot[3], one_hot[4])
+        trace.seen[k, i] = expected_magnitude(
+            symbols, places, u, v, bits, outer_weights(one_hot, near, b), inner, seen, level
+        )
+        one_hot[i] = 0
+    trace.found[k, 0] = octave
+    trace.found[k, 1] = magnitude
+    trace.size[0] = k + 1
+
+
+@inlined
 def encode_dc(
     coefficient: float,
     rate: float,
@@ -142,9 +170,8 @@ def encode_dc(
     state.residual[s, y, x, b] = residual
     state.energy[s, y, x, b, 0] = min(abs(residual), FULL)
     if len(trace.seen) > 0:
-        k = trace.size[0]
-        one_hot = np.zeros(trace.seen.shape[1], np.int64)
-        for i in range(len(one_hot)):
+        k, one_hot = trace.size[0], trace.one_hot
+        for i in range(trace.seen.shape[1]):
             one_hot[i] = 64
             trace.seen[k, i] = expected_residual(state.residual, at, near, level, one_hot)
             one_hot[i] = 0
@@ -156,120 +183,35 @@ def encode_dc(
     return put_magnitude(events.table, events.value, count, context, residual, shift)
 
 
-@njit(cache=True, nogil=True, inline="always")
-def encode_tile(  # noqa: PLR0912, PLR0915 - decisions of one tile hang together
-    coefficients: NDArray[np.float32],
-    scale: float,
+@inlined
+def decided(
+    c: float,
+    magnitude: int,
     rate: float,
     offsets: NDArray[np.int64],
     cost: NDArray[np.float32],
-    scan: Scan,
-    blocks: Blocks,
-    parameters: Parameters,
-    state: State,
-    at: tuple[int, int, int, int],
-    near: tuple[bool, bool],
-    t: int,
-    events: Events,
-    count: int,
-    trace: Trace,
-) -> int:
-    """Decide and code a tile; `scale` turns coefficients to steps. Return the number of events."""
-    s, y, x, b = at
-    here = state.symbols[s, y, x, b]
-    octave = scan.octave[t]
-    height, width = blocks.height[s, y, x], blocks.width[s, y, x]
-    refinement = blocks.refinement[s, y, x]
-    flag_level = refined(state.flag_level[b, octave], refinement)
-    flag = flag_context(
-        expected_energy(
-            state.energy.reshape(-1),
-            places_around(state.energy.shape, at),
-            b,
-            near,
-            t,
-            scan.below,
-            flag_level,
-            parameters.flag_weights[octave],
-        ),
-        octave,
-        scan,
+    context: int,
+    shift: int,
+) -> tuple[int, float]:
+    """Return a magnitude or the next smaller one, whichever is better, and what it costs.
+
+    `c` is the coefficient's own magnitude, steps; `rate` the squared error that a bit is worth.
+    """
+    best = (c - magnitude + offsets[min(magnitude, 3)] / 16) ** 2 + rate * magnitude_bits(
+        cost, context, magnitude, shift
     )
-    edge, block = 1 << scan.bits, 1 << scan.block_bits
-    whole = height == block and width == block
-    begin, end = scan.tile_start[t], scan.tile_start[t + 1]
-    first, first_trace = count, trace.size[0]
-    any_ = False
-    for i in range(begin, end):
-        if here[scan.order[i]] != 0:
-            any_ = True
-            break
-    total = np.int64(0)
-    if any_:
-        events.table[count] = flag
-        events.value[count] = 1
-        count += 1
-        kept, dropped = rate * cost[flag, 1], rate * cost[flag, 0]
-        w = parameters.weights[octave]
-        symbols = state.symbols.reshape(-1)
-        places = places_around(state.symbols.shape, at)
-        for i in range(begin, end):
-            p = scan.order[i]
-            u, v = p >> scan.bits, p & (edge - 1)
-            if u >= height or v >= width:
-                continue
-            ring = scan.ring[u + v] if whole else ring_of(p, scan, height, width)
-            level = refined(state.level[b, ring], refinement)
-            seen = seen_around(symbols, places, b, near, p, scan.bits, level)
-            kind, shift = classify(weighed(seen, level, w), scan.classes)
-            context = FLAG_CONTEXTS + CLASSES + kind
-            c = abs(np.float64(coefficients[p]) * scale)
-            m = abs(np.int64(here[p]))
-            rebuilt = m - offsets[min(m, 3)] / 16
-            best = (c - rebuilt) ** 2 + rate * magnitude_bits(cost, context, m, shift)
-            if m > 0 and rate > 0:
-                rebuilt = m - 1 - offsets[min(m - 1, 3)] / 16
-                lower = (c - rebuilt) ** 2 + rate * magnitude_bits(cost, context, m - 1, shift)
-                if lower < best:
-                    m -= 1
-                    best = lower
-            kept += best
-            dropped += c * c
-            total += m
-            here[p] = -m if here[p] < 0 else m
-            count = put_magnitude(
-                events.table, events.value, count, context, np.int64(here[p]), shift
-            )
-            if len(trace.seen) > 0:
-                k = trace.size[0]
-                for j in range(7):
-                    trace.seen[k, j] = seen[j]
-                trace.seen[k, 7] = level
-                trace.found[k, 0] = octave
-                trace.found[k, 1] = m
-                trace.size[0] = k + 1
-        if rate > 0 and dropped <= kept:
-            total = np.int64(0)
-    if total == 0:
-        count = first
-        trace.size[0] = first_trace
-        events.table[count] = flag
-        events.value[count] = 0
-        count += 1
-        for i in range(begin, end):
-            here[scan.order[i]] = 0
-    state.energy[s, y, x, b, t] = min(total, FULL)
-    if len(trace.seen) > 0:
-        _record_flag(trace, state, at, near, t, scan, flag_level)
-    if refinement == 0:
-        learn_flag(state, parameters, b, octave, min(total, FULL))
-        if total > 0:
-            learn_tile(state, parameters, scan, at, t, height, width)
-    return count
+    if magnitude > 0:
+        smaller = magnitude - 1
+        lower = (c - smaller + offsets[min(smaller, 3)] / 16) ** 2 + rate * magnitude_bits(
+            cost, context, smaller, shift
+        )
+        if lower < best:
+            return smaller, lower
+    return magnitude, best
 
 
-@njit(cache=True, nogil=True)
-def encode_segment(
+@kernel
+def encode_segment(  # noqa: PLR0912, PLR0915 - one loop nest, as the decoder's
     segment: Segment,
     coefficients: NDArray[np.float32],
     steps: NDArray[np.float32],
@@ -285,13 +227,19 @@ def encode_segment(
 ) -> int:
     """Decide the coefficients of a segment and list the events that code them.
 
-    `state.symbols` comes in rounded to the nearest and goes out as decided. `lagrangian` is the
-    squared error, in steps, that a bit is worth; 0 keeps the nearest. The number of events is
-    returned.
+    `state.symbols` comes in rounded to the nearest, and `state.energy` with the sums of the tiles
+    of that; both go out as decided. `lagrangian` is the squared error, in steps, that a bit is
+    worth; 0 keeps the nearest. The number of events is returned.
     """
     samples, rows, columns = blocks.coded.shape
+    bits, edge = scan.bits, 1 << scan.bits
+    symbols, energy = state.symbols.reshape(-1), state.energy.reshape(-1)
+    waves = coefficients.reshape(-1)
+    tables, values = events.table, events.value
+    tracing = len(trace.seen) > 0
     count = 0
     for g in range(segment.first_octave, segment.last_octave):
+        w = parameters.weights[g]
         for s in range(samples):
             for y in range(rows):
                 for x in range(columns):
@@ -301,7 +249,8 @@ def encode_segment(
                     height, width = blocks.height[s, y, x], blocks.width[s, y, x]
                     if g > 0 and max(height, width) <= 1 << (g - 1):
                         continue
-                    finer = 2.0 ** (blocks.refinement[s, y, x] / 2)
+                    refinement = blocks.refinement[s, y, x]
+                    finer = 2.0 ** (refinement / 2)
                     for b in range(segment.first_plane, segment.last_plane):
                         at = (s, y, x, b)
                         scale = finer / np.float64(steps[b])
@@ -321,24 +270,117 @@ def encode_segment(
                                 trace,
                             )
                             continue
+                        around = places_around(state.symbols.shape, at, near)
+                        beside = places_around(state.energy.shape, at, near)
+                        outer, inner = outer_weights(w, near, b), (w[2], w[3], w[4])
                         for t in range(scan.octave_start[g], scan.octave_start[g + 1]):
                             if outside(scan, t, height, width):
                                 continue
-                            count = encode_tile(
-                                coefficients[s, y, x, b],
-                                scale,
-                                lagrangian,
-                                offsets,
-                                cost,
+                            flag_level = refined(state.flag_level[b, g], refinement)
+                            flag = flag_context(
+                                expected_energy(
+                                    energy,
+                                    beside,
+                                    b,
+                                    near,
+                                    t,
+                                    scan.below,
+                                    flag_level,
+                                    parameters.flag_weights[g],
+                                ),
+                                g,
                                 scan,
-                                blocks,
-                                parameters,
-                                state,
-                                at,
-                                near,
-                                t,
-                                events,
-                                count,
-                                trace,
                             )
+                            # What is kept is worth its bits and errors; all zero costs these.
+                            kept, dropped = lagrangian * cost[flag, 1], lagrangian * cost[flag, 0]
+                            total = np.int64(0)
+                            first_event, first_trace = count, trace.size[0]
+                            filled = energy[beside[0] + t] > 0
+                            shape = tile_rows(scan, t, g, height, width)
+                            top, bottom, turn, far, close, end = shape
+                            if filled:
+                                tables[count] = flag
+                                values[count] = 1
+                                count += 1
+                                for u in range(top, bottom):
+                                    first = far if u < turn else close
+                                    line = around[0] + (u << bits)
+                                    back = corner = np.int64(0)
+                                    if first > 0:
+                                        back = magnitude_at(symbols, line + first - 1)
+                                        if u > 0:
+                                            corner = magnitude_at(symbols, line - edge + first - 1)
+                                    for v in range(first, end):
+                                        low = magnitude_at(symbols, line - edge + v) if u > 0 else 0
+                                        ring = np.uint64(ring_of(u, v, scan, height, width))
+                                        level = refined(state.level[b, ring], refinement)
+                                        seen = (low, back, corner)
+                                        kind, shift = classify(
+                                            expected_magnitude(
+                                                symbols,
+                                                around,
+                                                u,
+                                                v,
+                                                bits,
+                                                outer,
+                                                inner,
+                                                seen,
+                                                level,
+                                            ),
+                                            scan.classes,
+                                        )
+                                        context = FLAG_CONTEXTS + CLASSES + kind
+                                        q = np.int64(symbols[line + v])
+                                        m = abs(q)
+                                        if lagrangian > 0:
+                                            c = abs(np.float64(waves[line + v]) * scale)
+                                            m, best = decided(
+                                                c, m, lagrangian, offsets, cost, context, shift
+                                            )
+                                            kept += best
+                                            dropped += c * c
+                                        total += m
+                                        q = -m if q < 0 else m
+                                        symbols[line + v] = q
+                                        count = put_magnitude(
+                                            tables, values, count, context, q, shift
+                                        )
+                                        if tracing:
+                                            record_magnitude(
+                                                trace,
+                                                symbols,
+                                                around,
+                                                b,
+                                                near,
+                                                u,
+                                                v,
+                                                g,
+                                                bits,
+                                                seen,
+                                                level,
+                                                m,
+                                            )
+                                        back, corner = m, low
+                                if lagrangian > 0 and dropped <= kept:
+                                    total = np.int64(0)
+                            if total == 0:
+                                count = first_event
+                                trace.size[0] = first_trace
+                                tables[count] = flag
+                                values[count] = 0
+                                count += 1
+                                if filled:
+                                    for u in range(top, bottom):
+                                        line = around[0] + (u << bits)
+                                        for v in range(far if u < turn else close, end):
+                                            symbols[line + v] = 0
+                            energy[beside[0] + t] = min(total, FULL)
+                            if tracing:
+                                record_flag(trace, state, beside, b, near, t, g, scan, flag_level)
+                            if refinement == 0:
+                                learn_flag(state, parameters, b, g, min(total, FULL))
+                                if total > 0:
+                                    learn_tile(
+                                        state, parameters, scan, around[0], b, shape, height, width
+                                    )
     return count

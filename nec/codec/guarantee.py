@@ -4,11 +4,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from nec.codec.chunk import NO_PATCHES, reconstruct
+from nec.codec.chunk import NO_PATCHES
 from nec.codec.coding import Coding
 from nec.codec.contexts import MOST_REFINED
 from nec.codec.decisions import Decided, Transformed
 from nec.codec.patches import LARGEST_PATCH
+from nec.codec.reconstruction import reconstruct
 
 # Up to this share of a block's vectors are patched rather than the block refined.
 PATCHED_SHARE = 0.02

@@ -14,23 +14,21 @@ towards zero, or a whole tile left out, where that saves more bits than it costs
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nec.codec.contexts import (
-    ESCAPE,
     LARGEST,
     LEVEL_BITS,
-    MOST_BITS,
     MOST_EXPECTED,
     PRIOR,
     ROOT,
+    TILE,
     TOP,
     WEIGHT_BITS,
     Parameters,
     Scan,
 )
-from nec.codec.rans import read_bits, read_symbol
+from nec.codec.kernels import inlined
 
 # Sums of magnitudes saturate here, at a byte.
 FULL = 255
@@ -86,11 +84,12 @@ class State(NamedTuple):
     flag_count: NDArray[np.int64]
 
 
-def new_state(shape: tuple[int, ...], tiles: int, parameters: Parameters) -> State:
-    """Return the state before anything is coded, for symbols of a shape."""
+def new_state(symbols: NDArray[np.int32], tiles: int, parameters: Parameters) -> State:
+    """Return the state before anything is coded; `symbols` are zeros."""
+    shape = symbols.shape
     level, flag_level = parameters.level, parameters.flag_level
     return State(
-        np.zeros(shape, np.int32),
+        symbols,
         np.zeros(shape[:4], np.int32),
         np.zeros((*shape[:4], tiles), np.uint8),
         level.copy(),
@@ -102,17 +101,17 @@ def new_state(shape: tuple[int, ...], tiles: int, parameters: Parameters) -> Sta
     )
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def classify(expected: int, classes: NDArray[np.uint8]) -> tuple[int, int]:
     """Return the context class of an expected magnitude, and how many low bits are uniform."""
     shift = 0
     while expected >= TOP:
         expected >>= 1
         shift += 1
-    return np.int64(classes[expected]), shift
+    return np.int64(classes[np.uint64(expected)]), shift
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def refined(level: int, refinement: int) -> int:
     """Return a level, or a mean, in the finer steps of a refined block.
 
@@ -124,7 +123,7 @@ def refined(level: int, refinement: int) -> int:
     return min(max(level, -MOST_EXPECTED), MOST_EXPECTED)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def neighbours(blocks: Blocks, s: int, y: int, x: int) -> tuple[bool, bool]:
     """Return whether the left and the upper block are there, in the same steps."""
     own = blocks.refinement[s, y, x]
@@ -133,7 +132,7 @@ def neighbours(blocks: Blocks, s: int, y: int, x: int) -> tuple[bool, bool]:
     return left, upper
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def dc_prediction(
     symbols: NDArray[np.int32],
     blocks: Blocks,
@@ -159,7 +158,7 @@ def dc_prediction(
     return min(max(predicted, -LARGEST), LARGEST)
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def expected_residual(
     residual: NDArray[np.int32],
     at: tuple[int, int, int, int],
@@ -184,29 +183,32 @@ def expected_residual(
     return (one * w[0] + two * w[1] + before * w[5] + earlier * w[6] + level * w[7]) >> WEIGHT_BITS
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def places_around(
-    shape: tuple[int, int, int, int, int], at: tuple[int, int, int, int]
+    shape: tuple[int, int, int, int, int],
+    at: tuple[int, int, int, int],
+    near: tuple[bool, bool],
 ) -> tuple[int, int, int, int, int]:
     """Return where the last axis begins, in a flat array, for a block and plane and around it.
 
     The block itself, the left and the upper one, one and two bands before (one where there are
-    no two). Kernels that index one axis and not five are twice as fast.
+    no two); what is not there lies at the block itself. Kernels that index one axis and not five
+    are twice as fast.
     """
     s, y, x, b = at
     _, rows, columns, planes, size = shape
     here = (((s * rows + y) * columns + x) * planes + b) * size
-    before = here - size
+    before = here - size if b > 0 else here
     return (
         here,
-        here - planes * size,
-        here - columns * planes * size,
+        here - planes * size if near[0] else here,
+        here - columns * planes * size if near[1] else here,
         before,
         before - size if b > 1 else before,
     )
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def expected_energy(
     energy: NDArray[np.uint8],
     places: tuple[int, int, int, int, int],
@@ -221,16 +223,16 @@ def expected_energy(
     left, upper = near
     one = two = level
     if left:
-        one = two = np.int64(energy[places[1] + t]) << LEVEL_BITS
+        one = two = np.int64(energy[np.uint64(places[1] + t)]) << LEVEL_BITS
     if upper:
-        two = np.int64(energy[places[2] + t]) << LEVEL_BITS
+        two = np.int64(energy[np.uint64(places[2] + t)]) << LEVEL_BITS
         one = one if left else two
     before = earlier = level
     if b > 0:
-        before = np.int64(energy[places[3] + t]) << LEVEL_BITS
-        earlier = np.int64(energy[places[4] + t]) << LEVEL_BITS
-    low = np.int64(energy[places[0] + below[t, 0]]) << LEVEL_BITS
-    back = np.int64(energy[places[0] + below[t, 1]]) << LEVEL_BITS
+        before = np.int64(energy[np.uint64(places[3] + t)]) << LEVEL_BITS
+        earlier = np.int64(energy[np.uint64(places[4] + t)]) << LEVEL_BITS
+    low = np.int64(energy[np.uint64(places[0] + below[t, 0])]) << LEVEL_BITS
+    back = np.int64(energy[np.uint64(places[0] + below[t, 1])]) << LEVEL_BITS
     return (
         one * w[0]
         + two * w[1]
@@ -242,62 +244,104 @@ def expected_energy(
     ) >> WEIGHT_BITS
 
 
-@njit(cache=True, nogil=True, inline="always")
-def seen_around(
-    symbols: NDArray[np.int32],
-    places: tuple[int, int, int, int, int],
-    b: int,
-    near: tuple[bool, bool],
-    p: int,
-    bits: int,
-    level: int,
-) -> tuple[int, int, int, int, int, int, int]:
-    """Return the magnitudes around an oscillating coefficient, 1024ths.
+@inlined
+def magnitude_at(symbols: NDArray[np.int32], place: int) -> int:
+    """Return the magnitude of a coefficient; `symbols` is flat."""
+    # Unsigned: numba need not ask whether it counts from the end.
+    return np.int64(abs(symbols[np.uint64(place)]))
 
-    `symbols` is flat. What is not there takes the value of its partner, or the level.
+
+@inlined
+def outer_weights(
+    w: NDArray[np.int64], near: tuple[bool, bool], b: int
+) -> tuple[int, int, int, int, int]:
+    """Return the weights of left and upper block, one and two bands before, and the level.
+
+    What is not there hands its weight to its partner, or both to the level.
     """
     left, upper = near
-    edge = 1 << bits
-    one = two = level
-    if left:
-        one = two = np.int64(abs(symbols[places[1] + p])) << LEVEL_BITS
-    if upper:
-        two = np.int64(abs(symbols[places[2] + p])) << LEVEL_BITS
-        one = one if left else two
-    # Lower frequencies of the block, but for the DC.
-    low = back = corner = level
-    if p > edge:
-        low = back = np.int64(abs(symbols[places[0] + p - edge])) << LEVEL_BITS
-    if p & (edge - 1) > 0 and p > 1:
-        back = np.int64(abs(symbols[places[0] + p - 1])) << LEVEL_BITS
-        low = low if p > edge else back
-        if p > edge + 1:
-            corner = np.int64(abs(symbols[places[0] + p - edge - 1])) << LEVEL_BITS
-    before = earlier = level
-    if b > 0:
-        before = np.int64(abs(symbols[places[3] + p])) << LEVEL_BITS
-        earlier = np.int64(abs(symbols[places[4] + p])) << LEVEL_BITS
-    return one, two, low, back, corner, before, earlier
+    one, two, before, earlier, level = w[0], w[1], w[5], w[6], w[7]
+    none = np.int64(0)
+    if left and not upper:
+        one, two = one + two, none
+    elif upper and not left:
+        one, two = none, one + two
+    elif not left:
+        one, two, level = none, none, level + one + two
+    if b == 0:
+        before, earlier, level = none, none, level + before + earlier
+    return one, two, before, earlier, level
 
 
-@njit(cache=True, nogil=True, inline="always")
-def weighed(
-    seen: tuple[int, int, int, int, int, int, int], level: int, w: NDArray[np.int64]
+@inlined
+def expected_magnitude(
+    symbols: NDArray[np.int32],
+    places: tuple[int, int, int, int, int],
+    u: int,
+    v: int,
+    bits: int,
+    outer: tuple[int, int, int, int, int],
+    inner: tuple[int, int, int],
+    seen: tuple[int, int, int],
+    level: int,
 ) -> int:
-    """Return the expected magnitude of an oscillating coefficient, 1024ths."""
-    return (
-        seen[0] * w[0]
-        + seen[1] * w[1]
-        + seen[2] * w[2]
-        + seen[3] * w[3]
-        + seen[4] * w[4]
-        + seen[5] * w[5]
-        + seen[6] * w[6]
-        + level * w[7]
-    ) >> WEIGHT_BITS
+    """Return the expected magnitude of an oscillating coefficient, 1024ths.
+
+    Parameters
+    ----------
+    symbols : ndarray of int32
+        Flat; `places` are those of `places_around`.
+    u, v : int
+        Vertical and horizontal frequency.
+    bits : int
+        Binary logarithm of the edge that coefficients are stored with.
+    outer : tuple of int
+        See `outer_weights`.
+    inner : tuple of int
+        Weights of the next lower frequencies: vertically, horizontally, both.
+    seen : tuple of int
+        Their magnitudes; what is off the edge, and the DC, may be anything.
+    level : int
+        Of the ring, 1024ths.
+    """
+    p = (u << bits) + v
+    low, back, corner = seen
+    total = (
+        outer[0] * magnitude_at(symbols, places[1] + p)
+        + outer[1] * magnitude_at(symbols, places[2] + p)
+        + outer[2] * magnitude_at(symbols, places[3] + p)
+        + outer[3] * magnitude_at(symbols, places[4] + p)
+    )
+    of_level = outer[4]
+    if u > 0 and v > 0 and u + v > 2:
+        total += low * inner[0] + back * inner[1] + corner * inner[2]
+    elif u + v == 1:
+        of_level += inner[0] + inner[1] + inner[2]
+    else:
+        # At an edge the one lower frequency stands for two; the DC does not count.
+        of_level += inner[2]
+        total += (back if u == 0 else low) * inner[0] + (low if v == 0 else back) * inner[1]
+    return ((total << LEVEL_BITS) + level * of_level) >> WEIGHT_BITS
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
+def tile_rows(
+    scan: Scan, t: int, octave: int, height: int, width: int
+) -> tuple[int, int, int, int, int, int]:
+    """Return the frequencies of a tile inside a box: (top, bottom, turn, far, near, end).
+
+    Rows from `top` up to `bottom`; columns up to `end`, from `far` in rows above `turn` and from
+    `near` in the others: the first octaves are squares without their first quarter.
+    """
+    side = 1 << octave
+    if side <= TILE:
+        half = side >> 1
+        return 0, min(side, height), half, half, 0, min(side, width)
+    top, left = np.int64(scan.corner[t, 0]), np.int64(scan.corner[t, 1])
+    return top, min(top + TILE, height), 0, left, left, min(left + TILE, width)
+
+
+@inlined
 def learn_dc(state: State, parameters: Parameters, b: int, ring: int, magnitude: int) -> None:
     """Let the level of a DC's residuals follow what was seen."""
     state.total[b, ring] += magnitude
@@ -307,7 +351,7 @@ def learn_dc(state: State, parameters: Parameters, b: int, ring: int, magnitude:
     ) // (PRIOR + state.count[b, ring])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def learn_flag(state: State, parameters: Parameters, b: int, octave: int, energy: int) -> None:
     """Let the level of tiles' energies follow what was seen."""
     state.flag_total[b, octave] += energy
@@ -317,132 +361,37 @@ def learn_flag(state: State, parameters: Parameters, b: int, octave: int, energy
     ) // (PRIOR + state.flag_count[b, octave])
 
 
-@njit(cache=True, nogil=True, inline="always")
-def ring_of(p: int, scan: Scan, height: int, width: int) -> int:
+@inlined
+def ring_of(u: int, v: int, scan: Scan, height: int, width: int) -> int:
     """Return the ring of a coefficient of a box, by its frequency in cycles a token."""
-    u, v = p >> scan.bits, p & ((1 << scan.bits) - 1)
-    return scan.ring[(u << scan.block_bits) // height + (v << scan.block_bits) // width]
+    block = 1 << scan.block_bits
+    if height != block or width != block:
+        u, v = (u << scan.block_bits) // height, (v << scan.block_bits) // width
+    return np.int64(scan.ring[np.uint64(u + v)])
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def learn_tile(
     state: State,
     parameters: Parameters,
     scan: Scan,
-    at: tuple[int, int, int, int],
-    t: int,
+    place: int,
+    b: int,
+    rows: tuple[int, int, int, int, int, int],
     height: int,
     width: int,
 ) -> None:
-    """Let the levels of a tile's rings follow what was seen."""
-    s, y, x, b = at
-    here = state.symbols[s, y, x, b]
-    total, count = state.total[b], state.count[b]
-    edge, block = 1 << scan.bits, 1 << scan.block_bits
-    whole = height == block and width == block
-    lowest, highest = total.shape[0], 0
-    for i in range(scan.tile_start[t], scan.tile_start[t + 1]):
-        p = scan.order[i]
-        u, v = p >> scan.bits, p & (edge - 1)
-        if u >= height or v >= width:
-            continue
-        ring = scan.ring[u + v] if whole else ring_of(p, scan, height, width)
-        total[ring] += abs(here[p])
-        count[ring] += 1
-        lowest, highest = min(lowest, ring), max(highest, ring)
+    """Let the levels of a tile's rings follow what was seen; `rows` are those of `tile_rows`."""
+    symbols = state.symbols.reshape(-1)
+    top, bottom, turn, far, near, end = rows
+    lowest, highest = state.total.shape[1], 0
+    for u in range(top, bottom):
+        for v in range(far if u < turn else near, end):
+            ring = ring_of(u, v, scan, height, width)
+            state.total[b, ring] += magnitude_at(symbols, place + (u << scan.bits) + v)
+            state.count[b, ring] += 1
+            lowest, highest = min(lowest, ring), max(highest, ring)
     for ring in range(lowest, highest + 1):
         state.level[b, ring] = (
-            parameters.level[b, ring] * PRIOR + (total[ring] << LEVEL_BITS)
-        ) // (PRIOR + count[ring])
-
-
-@njit(cache=True, nogil=True, inline="always")
-def magnitude_bits(cost: NDArray[np.float32], context: int, magnitude: int, shift: int) -> float:
-    """Return what coding a magnitude takes, bits."""
-    high = magnitude >> shift
-    bits: float = cost[context, min(high, ESCAPE)] + shift + (1.0 if magnitude > 0 else 0.0)
-    if high >= ESCAPE:
-        bits += 5 + np.floor(np.log2(high - ESCAPE + 1))
-    return bits
-
-
-@njit(cache=True, nogil=True, inline="always")
-def put_magnitude(
-    table: NDArray[np.int32],
-    value: NDArray[np.int32],
-    events: int,
-    context: int,
-    q: int,
-    shift: int,
-) -> int:
-    """Append the events of a signed value; return their new number."""
-    magnitude = abs(q)
-    high = magnitude >> shift
-    table[events] = context
-    value[events] = min(high, ESCAPE)
-    events += 1
-    if high >= ESCAPE:
-        # Exponential Golomb: the length, then the bits below the leading one.
-        rest = high - ESCAPE + 1
-        length = 0
-        while rest >> (length + 1) > 0:
-            length += 1
-        rest -= 1 << length
-        table[events] = -5
-        value[events] = length
-        events += 1
-        if length > 0:
-            table[events] = -min(length, 16)
-            value[events] = rest & 0xFFFF
-            events += 1
-        if length > 16:
-            table[events] = -(length - 16)
-            value[events] = rest >> 16
-            events += 1
-    if shift > 0:
-        table[events] = -min(shift, 16)
-        value[events] = magnitude & ((1 << min(shift, 16)) - 1)
-        events += 1
-    if shift > 16:
-        table[events] = -(shift - 16)
-        value[events] = (magnitude >> 16) & ((1 << (shift - 16)) - 1)
-        events += 1
-    if magnitude > 0:
-        table[events] = -1
-        value[events] = 1 if q < 0 else 0
-        events += 1
-    return events
-
-
-@njit(cache=True, nogil=True, inline="always")
-def read_magnitude(
-    stream: np.uint64,
-    words: NDArray[np.uint32],
-    at: int,
-    cumulative: NDArray[np.uint32],
-    context: int,
-    shift: int,
-) -> tuple[int, np.uint64, int]:
-    """Read a signed value: (value, stream, at); an impossible one is larger than `LARGEST`."""
-    high, stream, at = read_symbol(stream, words, at, cumulative, context)
-    if high == ESCAPE:
-        length, stream, at = read_bits(stream, words, at, 5)
-        if length > MOST_BITS:
-            return 4 * LARGEST, stream, at
-        low, stream, at = read_bits(stream, words, at, min(length, 16))
-        if length > 16:
-            more, stream, at = read_bits(stream, words, at, length - 16)
-            low |= more << 16
-        high += low + (1 << length) - 1
-    magnitude = high
-    if shift > 0:
-        low, stream, at = read_bits(stream, words, at, min(shift, 16))
-        if shift > 16:
-            more, stream, at = read_bits(stream, words, at, shift - 16)
-            low |= more << 16
-        magnitude = (high << shift) | low
-    if magnitude > 0:
-        sign, stream, at = read_bits(stream, words, at, 1)
-        if sign:
-            magnitude = -magnitude
-    return magnitude, stream, at
+            parameters.level[b, ring] * PRIOR + (state.total[b, ring] << LEVEL_BITS)
+        ) // (PRIOR + state.count[b, ring])

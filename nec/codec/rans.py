@@ -16,6 +16,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from nec.codec.kernels import inlined
 from nec.codec.tables import PRECISION
 
 LOWER = 1 << 31
@@ -85,7 +86,7 @@ def open_stream(data: memoryview) -> tuple[np.uint64, NDArray[np.uint32]]:
     return np.uint64(int.from_bytes(data[:size], "big")), words
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def advance(
     state: np.uint64,
     start: np.uint64,
@@ -96,12 +97,12 @@ def advance(
     """Remove one symbol from the state; read a word where the state runs low."""
     state = frequency * (state >> _PRECISION) + (state & _SLOT_MASK) - start
     if state < _LOWER and at < len(words):
-        state = (state << _WORD) | np.uint64(words[at])
+        state = (state << _WORD) | np.uint64(words[np.uint64(at)])
         at += 1
     return state, at
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def read_symbol(
     state: np.uint64,
     words: NDArray[np.uint32],
@@ -110,17 +111,19 @@ def read_symbol(
     table: int,
 ) -> tuple[int, np.uint64, int]:
     """Read one symbol of a table: (symbol, state, at)."""
-    slot = np.uint32(state & _SLOT_MASK)
+    # Unsigned throughout: numba need not ask whether an index counts from the end.
+    slot, row = state & _SLOT_MASK, np.uint64(table)
+    start, end = np.uint64(0), np.uint64(cumulative[row, np.uint64(1)])
     symbol = 0
-    while slot >= cumulative[table, symbol + 1]:
+    while slot >= end:
         symbol += 1
-    start = np.uint64(cumulative[table, symbol])
-    frequency = np.uint64(cumulative[table, symbol + 1]) - start
+        start, end = end, np.uint64(cumulative[row, np.uint64(symbol + 1)])
+    frequency = end - start
     state, at = advance(state, start, frequency, words, at)
     return symbol, state, at
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def read_bits(
     state: np.uint64, words: NDArray[np.uint32], at: int, bits: int
 ) -> tuple[int, np.uint64, int]:

@@ -1,7 +1,6 @@
 """The decoder's walk over the coefficients of a segment."""
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from nec.codec.contexts import (
@@ -13,6 +12,8 @@ from nec.codec.contexts import (
     Scan,
     Segment,
 )
+from nec.codec.kernels import inlined, kernel
+from nec.codec.magnitudes import read_magnitude
 from nec.codec.model import (
     FULL,
     Blocks,
@@ -20,22 +21,23 @@ from nec.codec.model import (
     classify,
     dc_prediction,
     expected_energy,
+    expected_magnitude,
     expected_residual,
     learn_dc,
     learn_flag,
     learn_tile,
+    magnitude_at,
     neighbours,
+    outer_weights,
     places_around,
-    read_magnitude,
     refined,
     ring_of,
-    seen_around,
-    weighed,
+    tile_rows,
 )
 from nec.codec.rans import read_symbol
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def outside(scan: Scan, t: int, height: int, width: int) -> bool:
     """Return whether a box has none of a tile's frequencies."""
     lowest = 1 << (scan.octave[t] - 1)
@@ -44,14 +46,14 @@ def outside(scan: Scan, t: int, height: int, width: int) -> bool:
     return scan.corner[t, 0] >= height or scan.corner[t, 1] >= width
 
 
-@njit(cache=True, nogil=True, inline="always")
+@inlined
 def flag_context(expected: int, octave: int, scan: Scan) -> int:
     """Return the context of a tile's flag."""
     kind, _ = classify(expected, scan.classes)
     return (octave - 1) * CLASSES + kind
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no clearer and slower
     segment: Segment,
     stream: np.uint64,
@@ -69,7 +71,7 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
     frequencies that hold anything.
     """
     samples, rows, columns = blocks.coded.shape
-    edge, block = 1 << scan.bits, 1 << scan.block_bits
+    bits, edge = scan.bits, 1 << scan.bits
     read = 0
     symbols = state.symbols
     flat, energy = symbols.reshape(-1), state.energy.reshape(-1)
@@ -85,7 +87,6 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                     if g > 0 and max(height, width) <= 1 << (g - 1):
                         continue
                     refinement = blocks.refinement[s, y, x]
-                    whole = height == block and width == block
                     for b in range(segment.first_plane, segment.last_plane):
                         at = (s, y, x, b)
                         here = symbols[s, y, x, b]
@@ -113,9 +114,10 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                             if here[0] != 0:
                                 reach[0] = reach[1] = 1
                             continue
-                        around = places_around(symbols.shape, at)
-                        beside = places_around(state.energy.shape, at)
-                        levels = state.level[b]
+                        around = places_around(symbols.shape, at, near)
+                        beside = places_around(state.energy.shape, at, near)
+                        outer, inner = outer_weights(w, near, b), (w[2], w[3], w[4])
+                        deepest, widest = np.int64(reach[0]), np.int64(reach[1])
                         for t in range(scan.octave_start[g], scan.octave_start[g + 1]):
                             if outside(scan, t, height, width):
                                 continue
@@ -144,43 +146,51 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                                     learn_flag(state, parameters, b, g, 0)
                                 continue
                             total = np.int64(0)
-                            for i in range(scan.tile_start[t], scan.tile_start[t + 1]):
-                                p = scan.order[i]
-                                u, v = p >> scan.bits, p & (edge - 1)
-                                if u >= height or v >= width:
-                                    continue
-                                ring = (
-                                    scan.ring[u + v] if whole else ring_of(p, scan, height, width)
-                                )
-                                level = levels[ring]
-                                if refinement > 0:
-                                    level = refined(level, refinement)
-                                kind, shift = classify(
-                                    weighed(
-                                        seen_around(flat, around, b, near, p, scan.bits, level),
-                                        level,
-                                        w,
-                                    ),
-                                    scan.classes,
-                                )
-                                q, stream, read = read_magnitude(
-                                    stream,
-                                    words,
-                                    read,
-                                    cumulative,
-                                    FLAG_CONTEXTS + CLASSES + kind,
-                                    shift,
-                                )
-                                if q == 0:
-                                    continue
-                                if abs(q) > LARGEST:
-                                    return False
-                                here[p] = q
-                                total += abs(q)
-                                reach[0] = max(reach[0], u + 1)
-                                reach[1] = max(reach[1], v + 1)
+                            shape = tile_rows(scan, t, g, height, width)
+                            top, bottom, turn, far, close, end = shape
+                            for u in range(top, bottom):
+                                first = far if u < turn else close
+                                line = around[0] + (u << bits)
+                                back = corner = np.int64(0)
+                                if first > 0:
+                                    back = magnitude_at(flat, line + first - 1)
+                                    if u > 0:
+                                        corner = magnitude_at(flat, line - edge + first - 1)
+                                for v in range(first, end):
+                                    low = magnitude_at(flat, line - edge + v) if u > 0 else 0
+                                    level = state.level[
+                                        b, np.uint64(ring_of(u, v, scan, height, width))
+                                    ]
+                                    if refinement > 0:
+                                        level = refined(level, refinement)
+                                    seen = (low, back, corner)
+                                    kind, shift = classify(
+                                        expected_magnitude(
+                                            flat, around, u, v, bits, outer, inner, seen, level
+                                        ),
+                                        scan.classes,
+                                    )
+                                    q, stream, read = read_magnitude(
+                                        stream,
+                                        words,
+                                        read,
+                                        cumulative,
+                                        FLAG_CONTEXTS + CLASSES + kind,
+                                        shift,
+                                    )
+                                    back, corner = abs(q), low
+                                    if q == 0:
+                                        continue
+                                    if back > LARGEST:
+                                        return False
+                                    flat[np.uint64(line + v)] = q
+                                    total += back
+                                    deepest, widest = max(deepest, u + 1), max(widest, v + 1)
                             energy[beside[0] + t] = min(total, FULL)
                             if refinement == 0:
                                 learn_flag(state, parameters, b, g, min(total, FULL))
-                                learn_tile(state, parameters, scan, at, t, height, width)
+                                learn_tile(
+                                    state, parameters, scan, around[0], b, shape, height, width
+                                )
+                        reach[0], reach[1] = deepest, widest
     return bool(read == len(words) and stream == np.uint64(0))

@@ -1,10 +1,7 @@
 """The coefficients of one chunk: our entropy coder without the transform either way."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,24 +60,6 @@ class ChunkCoder:
         return chunk.pack_chunk(self._transformed.decide(self._coding), self._coding)
 
     def decode(self) -> NDArray[np.int32]:
-        """Read the coefficients; what would turn them into values does nothing."""
+        """Read the coefficients."""
         parts = take_apart(memoryview(self._data), self._coding.digest, len(self._coding.segments))
-        with _kept() as integers:
-            chunk.decode_parts(parts, self._coding, self._shape)
-        return integers[0]
-
-
-@contextmanager
-def _kept() -> Iterator[list[NDArray[np.int32]]]:
-    """Keep the integers that reconstruction is given, and leave it out."""
-    kept: list[NDArray[np.int32]] = []
-    reconstruct = chunk.reconstruct
-
-    def keep(symbols: NDArray[np.int32], *_: Any) -> None:
-        kept.append(symbols)
-
-    chunk.reconstruct = keep
-    try:
-        yield kept
-    finally:
-        chunk.reconstruct = reconstruct
+        return chunk.read_coefficients(parts, self._coding, self._shape).symbols

@@ -1,0 +1,187 @@
+"""From decoded coefficients to values: the inverse transform of every box, patches, blanks."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nec.codec.coding import Coding
+from nec.codec.kernels import kernel
+from nec.codec.model import Blocks
+from nec.codec.partition import Partition
+from nec.codec.transform import (
+    OUTPUT_BITS,
+    Scratch,
+    fits,
+    integer_matrices,
+    inverse,
+    inverse_integers,
+    largest_factors,
+    scratch,
+)
+
+
+@kernel
+def _is_patched(patch_of: NDArray[np.int32]) -> bool:
+    """Return whether any token has a patch."""
+    for y in range(patch_of.shape[0]):
+        for x in range(patch_of.shape[1]):
+            if patch_of[y, x] >= 0:
+                return True
+    return False
+
+
+@kernel
+def _patch(
+    patch_of: NDArray[np.int32], patches: NDArray[np.int32], b: int, values: NDArray[np.int64]
+) -> None:
+    """Add the half steps of patched tokens."""
+    for y in range(patch_of.shape[0]):
+        for x in range(patch_of.shape[1]):
+            if patch_of[y, x] >= 0:
+                values[y, x] += np.int64(patches[patch_of[y, x], b]) << (OUTPUT_BITS - 1)
+
+
+@kernel
+def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slower
+    symbols: NDArray[np.int32],
+    extent: NDArray[np.uint8],
+    blocks: Blocks,
+    rows: NDArray[np.int64],
+    columns: NDArray[np.int64],
+    box: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    matrices: NDArray[np.int32],
+    largest: NDArray[np.int64],
+    scale: NDArray[np.float32],
+    root: np.float32,
+    patch_of: NDArray[np.int32],
+    patches: NDArray[np.int32],
+    narrow: Scratch,
+    wide: Scratch,
+    out: NDArray[np.float32],
+) -> None:
+    """Write the decoded values of coded blocks; all else is left."""
+    block = matrices.shape[2]
+    samples, bands = out.shape[:2]
+    for s in range(samples):
+        for r in range(len(rows) - 1):
+            for c in range(len(columns) - 1):
+                if not blocks.coded[s, r, c]:
+                    continue
+                y0, y1, x0, x1 = box[s, r, c]
+                height, width = y1 - y0, x1 - x0
+                down, across = matrices[height], matrices[width]
+                refinement = blocks.refinement[s, r, c]
+                finer = np.float32(2.0 ** -(refinement >> 1))
+                patched = len(patches) > 0 and _is_patched(patch_of[s, y0:y1, x0:x1])
+                for b in range(bands):
+                    k, m = np.int64(extent[s, r, c, b, 0]), np.int64(extent[s, r, c, b, 1])
+                    if k == 0 and not patched:
+                        for y in range(y0, y1):
+                            out[s, b, y, x0:x1] = 0
+                        continue
+                    factor = scale[b] * finer
+                    if refinement & 1:
+                        factor = factor * root
+                    here = symbols[s, r, c, b]
+                    total = np.int64(0)
+                    for u in range(k):
+                        for v in range(m):
+                            total += abs(here[u * block + v])
+                    plane = out[s, b]
+                    if patched:
+                        inverse_integers(here, k, m, height, width, offsets, down, across, wide)
+                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide.tile)
+                        for y in range(height):
+                            for x in range(width):
+                                plane[y0 + y, x0 + x] = np.float32(wide.tile[y, x]) * factor
+                    elif fits(total, largest[height], largest[width]):
+                        inverse(
+                            here,
+                            k,
+                            m,
+                            height,
+                            width,
+                            offsets,
+                            down,
+                            across,
+                            narrow,
+                            factor,
+                            plane,
+                            y0,
+                            x0,
+                        )
+                    else:
+                        inverse(
+                            here,
+                            k,
+                            m,
+                            height,
+                            width,
+                            offsets,
+                            down,
+                            across,
+                            wide,
+                            factor,
+                            plane,
+                            y0,
+                            x0,
+                        )
+
+
+@kernel
+def _blank(
+    valid: NDArray[np.bool_],
+    coded: NDArray[np.bool_],
+    box: NDArray[np.int64],
+    out: NDArray[np.float32],
+) -> None:
+    """Set the missing tokens of coded boxes to NaN; most boxes have none."""
+    for s in range(coded.shape[0]):
+        for r in range(coded.shape[1]):
+            for c in range(coded.shape[2]):
+                if not coded[s, r, c]:
+                    continue
+                y0, y1, x0, x1 = box[s, r, c]
+                missing = 0
+                for y in range(y0, y1):
+                    for x in range(x0, x1):
+                        missing += 0 if valid[s, y, x] else 1
+                if missing == 0:
+                    continue
+                for b in range(out.shape[1]):
+                    for y in range(y0, y1):
+                        for x in range(x0, x1):
+                            if not valid[s, y, x]:
+                                out[s, b, y, x] = np.nan
+
+
+def reconstruct(
+    symbols: NDArray[np.int32],
+    extent: NDArray[np.uint8],
+    blocks: Blocks,
+    partition: Partition,
+    valid: NDArray[np.bool_],
+    coding: Coding,
+    patches: tuple[NDArray[np.int32], NDArray[np.int32]],
+    out: NDArray[np.float32],
+) -> None:
+    """Write decoded values to `out` (sample, band, y, x): NaN where missing or not coded."""
+    if not (valid.all() and blocks.coded.all()):
+        out[:] = np.nan
+    _reconstruct(
+        symbols,
+        extent,
+        blocks,
+        *partition,
+        coding.offset_values,
+        integer_matrices(partition.edge),
+        largest_factors(partition.edge),
+        coding.step_values[: out.shape[1]] * np.float32(2.0**-OUTPUT_BITS),
+        np.float32(np.sqrt(0.5)),
+        *patches,
+        scratch(partition.edge, np.int32),
+        scratch(partition.edge, np.int64),
+        out,
+    )
+    if not valid.all():
+        _blank(valid, blocks.coded, partition.box, out)
