@@ -295,7 +295,7 @@ class _Room(threading.local):
     def give_back(self, symbols: NDArray[np.int32], extent: NDArray[np.uint8]) -> None:
         """Make zeros of coefficients that lie within an extent, and keep them."""
         if symbols.size <= self._LARGEST:
-            _clear(symbols, extent)
+            _clear(symbols, extent, math.isqrt(symbols.shape[-1]))
             self._zeros = symbols.reshape(-1)
 
 
@@ -303,11 +303,8 @@ _room = _Room()
 
 
 @kernel
-def _clear(symbols: NDArray[np.int32], extent: NDArray[np.uint8]) -> None:
-    samples, rows, columns, planes, size = symbols.shape
-    edge = 1
-    while edge * edge < size:
-        edge *= 2
+def _clear(symbols: NDArray[np.int32], extent: NDArray[np.uint8], edge: int) -> None:
+    samples, rows, columns, planes, _ = symbols.shape
     for s in range(samples):
         for y in range(rows):
             for x in range(columns):

@@ -51,14 +51,10 @@ def rings_of(block: int) -> int:
 
 
 class Scan(NamedTuple):
-    """Order of the coefficients of a block, for the kernels.
+    """Tiles and rings of a block, for the kernels.
 
     Attributes
     ----------
-    order : ndarray of shape (edge**2,), int32
-        Coefficients (row-major index) in coding order: by octave, tile, row, column.
-    tile_start : ndarray of shape (tile + 1,), int32
-        Where each tile begins in `order`.
     octave_start : ndarray of shape (octave + 1,), int32
         The first tile of each octave: frequencies with max(u, v) < 2**octave that no lower
         octave holds.
@@ -77,8 +73,6 @@ class Scan(NamedTuple):
         Binary logarithm of the block's edge, which frequencies are relative to.
     """
 
-    order: NDArray[np.int32]
-    tile_start: NDArray[np.int32]
     octave_start: NDArray[np.int32]
     octave: NDArray[np.int32]
     corner: NDArray[np.int32]
@@ -117,11 +111,7 @@ def scan_of(block: int, edge: int) -> Scan:
         below[t, 0] = tile_of[up if p >= block else back]
         below[t, 1] = tile_of[back if p % block else up]
     corner = np.stack([u[order[first]], v[order[first]]], axis=1)
-    stored = (u[order] < edge) & (v[order] < edge)
-    start = np.append(0, np.cumsum(stored))[np.append(first, block * block)]
     return Scan(
-        (u * edge + v)[order[stored]].astype(np.int32),
-        start.astype(np.int32),
         np.searchsorted(tile_octave, np.arange(int(tile_octave[-1]) + 2)).astype(np.int32),
         tile_octave,
         corner.astype(np.int32),
