@@ -2,19 +2,18 @@
 
     python pipelines/pretrain_encoder.py ../shared/data --steps 2600
 
-Another run may go on from its weights (``--init``, ``--first-step``).
-
 Resumes from the run folder's checkpoint; the data of a step depend on its number alone, so a
-resumed run sees what an uninterrupted one would. No image of the EuroSAT test pool
-(``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles, UC Merced images or
-biomass areas is used. Writes ``encoder.safetensors`` and ``log.jsonl`` to the run folder, and
-the loss curve to ``docs/benchmarks/pretrain_encoder.{json,png}``.
+resumed run sees what an uninterrupted one would. The rate of learning is constant but for the
+last ``--cooldown`` steps, so a resumed run may be given another number of steps. No image of
+the EuroSAT test pool (``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles,
+UC Merced images or biomass areas is used. Writes the running average of the weights
+(``encoder.safetensors``) and ``log.jsonl`` to the run folder, and the loss curve to
+``docs/benchmarks/pretrain_encoder.{json,png}``.
 """
 
 import argparse
 import csv
 import json
-import math
 import time
 import warnings
 from dataclasses import dataclass
@@ -28,12 +27,21 @@ from rasterio.errors import NotGeoreferencedWarning
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.objective import MaskedContrast
 
 CHIP, WIDE_CHIP = 64, 96
+WARM_UP, NOISE_RAMP = 100, 300
+# Weight of the past in the running average of the encoder's weights.
+AVERAGE = 0.995
+# Arguments that a model card states.
+RECIPE = (
+    *("steps", "cooldown", "batch", "peak", "init", "statistics_weight", "contrast_weight"),
+    *("pooling", "noise", "noise_from"),
+)
 # EuroSAT's jpgs render Sentinel-2 reflectance 0 to about 0.275 as 0 to 255.
 DISPLAY_GAIN = 1 / 0.275
 
@@ -120,13 +128,40 @@ def batch(imagery: Imagery, step: int, size: int) -> tuple[Tensor, Tensor, torch
     return chips, torch.tensor(gsd), generator
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up over a ninth of the steps, at most 100, then a cosine to 1 % of the peak."""
-    warm_up = min(100, steps // 9)
-    if step < warm_up:
-        return peak * (step + 1) / warm_up
-    turn = math.pi * (step - warm_up) / (steps - warm_up)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(turn)))
+def learning_rate(step: int, steps: int, cooldown: int) -> float:
+    """Fraction of the peak: linear warm-up, constant, linear to zero in the last steps."""
+    return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(cooldown, 1))
+
+
+def noise_level(step: int, start: int, full: float) -> float:
+    """Fraction of the embedding's variance that noise has: ramped up over `NOISE_RAMP` steps."""
+    return full * min(1.0, max(0.0, (step - start) / NOISE_RAMP))
+
+
+def make_optimizers(
+    objective: MaskedContrast, peak: float
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the matrices of the encoder's blocks, AdamW for the rest."""
+    network = objective.network
+    matrices = [p for p in network.blocks.parameters() if p.ndim == 2]
+    inside = {id(p) for p in matrices} | {id(network.band_projection)}
+    rest = [p for p in objective.parameters() if id(p) not in inside]
+    muon = torch.optim.Muon(
+        matrices, lr=2 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [p for p in rest if p.ndim > 1], "lr": peak, "weight_decay": 0.05},
+            {"params": [p for p in rest if p.ndim <= 1], "lr": peak, "weight_decay": 0.0},
+            # Its weights are a dozen times those of a layer: at the common rate it barely learns.
+            {"params": [network.band_projection], "lr": 12 * peak, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+    )
+    for optimizer in (muon, adamw):
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return muon, adamw
 
 
 def plot(log: list[dict[str, float]], out: Path) -> None:
@@ -152,25 +187,22 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
     out.with_suffix(".json").write_text(json.dumps(log[::every], indent=0) + "\n")
 
 
-def vars_of(args: argparse.Namespace) -> dict[str, str]:
-    """Return the arguments that a model card states."""
-    names = ("steps", "batch", "peak", "init", "statistics_weight", "contrast_weight", "first_step")
-    return {name: str(getattr(args, name)) for name in names}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--run", type=Path, default=Path("runs/pretrain"))
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
     parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--cooldown", type=int, default=400, help="last steps, that slow down")
     parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
-    parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--peak", type=float, default=1e-3, help="peak learning rate")
     parser.add_argument("--init", type=Path, help="weights to begin with (encoder.safetensors)")
     parser.add_argument("--statistics-weight", type=float, default=1.0)
     parser.add_argument("--contrast-weight", type=float, default=0.5)
-    parser.add_argument("--first-step", type=int, default=0, help="number of the first batch")
+    parser.add_argument("--pooling", choices=("mean", "moments"), default="mean")
+    parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
+    parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
     parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
@@ -184,21 +216,18 @@ def main() -> None:
         network,
         contrast_weight=args.contrast_weight,
         statistics_weight=args.statistics_weight,
+        pooling=args.pooling,
     ).to(device)
-    decay = [p for p in objective.parameters() if p.ndim > 1]
-    plain = [p for p in objective.parameters() if p.ndim <= 1]
-    optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
-        betas=(0.9, 0.95),
-    )
+    optimizers = make_optimizers(objective, args.peak)
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
     first, log = 0, []
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
-        if state["steps"] != args.steps:
-            parser.error(f"{checkpoint} is of a run of {state['steps']} steps, not {args.steps}")
         objective.load_state_dict(state["objective"])
-        optimizer.load_state_dict(state["optimizer"])
+        average.load_state_dict(state["average"])
+        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         first, log = state["step"], state["log"]
         print(f"resumed at step {first}", flush=True)
 
@@ -213,23 +242,31 @@ def main() -> None:
     if args.stop_after:
         last = min(last, first + args.stop_after)
     for step in range(first, last):
-        chips, gsd, generator = batch(imagery, args.first_step + step, args.batch)
-        torch.manual_seed(args.first_step + step)
+        chips, gsd, generator = batch(imagery, step, args.batch)
+        torch.manual_seed(step)
         views, scales = zip(
             *(random_view(chips.to(device), gsd.to(device), generator=generator) for _ in "ab"),
             strict=True,
         )
-        present = [0, 1, 2] if (args.first_step + step) % 3 else list(range(6))
-        inputs = tuple(random_bands(present, generator=generator) for _ in "ab")
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps, args.peak)
+        # Both views of the same bands: what one band alone shows is worth telling apart.
+        bands = random_bands([0, 1, 2] if step % 3 else list(range(6)), generator=generator)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * learning_rate(step, args.steps, args.cooldown)
         # With 64 tokens, plain attention has the faster backward pass on CPUs.
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            losses = objective(views, inputs, torch.stack(scales))
-        optimizer.zero_grad(set_to_none=True)
+            losses = objective(
+                views,
+                (bands, bands),
+                torch.stack(scales),
+                noise=noise_level(step, args.noise_from, args.noise),
+            )
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(network)
         log.append({"step": step} | {k: round(v.item(), 4) for k, v in losses.items()})
         if (step + 1) % 20 == 0:
             rate = (step + 1 - first) * args.batch / (time.perf_counter() - started)
@@ -237,24 +274,20 @@ def main() -> None:
         if (step + 1) % 100 == 0 or step + 1 == last:
             state = {
                 "objective": objective.state_dict(),
-                "optimizer": optimizer.state_dict(),
+                "average": average.state_dict(),
+                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step + 1,
-                "steps": args.steps,
                 "log": log,
+                "arguments": {k: str(v) for k, v in vars(args).items() if k in RECIPE},
             }
             part = checkpoint.with_suffix(".part")
-            torch.save(state | {"arguments": vars_of(args)}, part)
+            torch.save(state, part)
             part.replace(checkpoint)
-            weights = {k: v.contiguous() for k, v in network.state_dict().items()}
+            weights = {k: v.contiguous() for k, v in average.module.state_dict().items()}
             save_file(weights, args.run / "encoder.safetensors")
     (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    if len(log) == args.steps:
-        # A run that began with another's weights goes on with its curve.
-        before = args.init.parent / "log.jsonl" if args.init else None
-        curve = [row | {"step": row["step"] + args.first_step} for row in log]
-        if before is not None and before.exists():
-            curve = [json.loads(line) for line in before.read_text().splitlines()] + curve
-        plot(curve, args.plot)
+    if last == args.steps:
+        plot(log, args.plot)
 
 
 if __name__ == "__main__":

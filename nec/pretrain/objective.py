@@ -40,12 +40,12 @@ def patch_targets(patches: Tensor) -> Tensor:
     Returns
     -------
     Tensor of shape (n, token, band, pixel + 2)
-        Pixels with the patch's mean and contrast taken out ([1]_'s normalised pixels), then
-        that mean (the spectral level, half of what a land-cover class is) and log contrast.
+        Pixels with their level, half of what a land-cover class is, then the patch's mean
+        and log contrast.
     """
     mean = patches.mean(-1, keepdim=True)
     contrast = patches.std(-1, keepdim=True) + CONTRAST_FLOOR
-    return torch.cat(((patches - mean) / contrast, mean, contrast.log()), dim=-1)
+    return torch.cat((patches, mean, contrast.log()), dim=-1)
 
 
 # Level, its square, log contrast, and log gradient energy in four orientations.
@@ -100,6 +100,8 @@ class MaskedContrast(nn.Module):
     statistics_weight : float
         Weight of the linear prediction of each seen token's `patch_statistics` from its
         embedding; bands that the encoder does not see are predicted too.
+    pooling : {"mean", "moments"}
+        What of a view's embeddings InfoNCE compares: their mean, or mean and deviation.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class MaskedContrast(nn.Module):
         contrast_weight: float = 0.2,
         temperature: float = 0.2,
         statistics_weight: float = 1.0,
+        pooling: str = "mean",
         decoder_width: int = 128,
         decoder_depth: int = 1,
     ) -> None:
@@ -119,6 +122,7 @@ class MaskedContrast(nn.Module):
         self.keep, self.predict = keep, predict
         self.contrast_weight, self.temperature = contrast_weight, temperature
         self.statistics_weight = statistics_weight
+        self.pooling = pooling
         config = network.config
         self.decoder_heads = decoder_width // 32
         self.into_decoder = nn.Linear(config.dim, decoder_width)
@@ -132,11 +136,16 @@ class MaskedContrast(nn.Module):
         )
         self.describe = nn.Linear(config.dim, len(config.bands) * STATISTICS)
         self.projector = nn.Sequential(
-            nn.Linear(config.dim, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128)
+            nn.Linear(config.dim * (1 if pooling == "mean" else 2), 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128)
         )
 
     def forward(
-        self, views: tuple[Tensor, Tensor], inputs: tuple[list[int], list[int]], gsd: Tensor
+        self,
+        views: tuple[Tensor, Tensor],
+        inputs: tuple[list[int], list[int]],
+        gsd: Tensor,
+        *,
+        noise: float = 0.0,
     ) -> dict[str, Tensor]:
         """Return the losses of a batch.
 
@@ -148,14 +157,17 @@ class MaskedContrast(nn.Module):
             Projections of the bands that the encoder sees, for each view.
         gsd : Tensor of shape (2, n)
             Ground sampling distance of each view, metres.
+        noise : float
+            Variance of the uniform noise that a codec's rounding is taken for, as a fraction
+            of the mean variance of the embedding's bands; all losses act through it.
         """
         present = [i for i in range(views[0].shape[1]) if not torch.isnan(views[0][0, i, 0, 0])]
         reconstruction: list[Tensor] = []
         pooled: list[Tensor] = []
         for view, index, scale in zip(views, inputs, gsd, strict=True):
-            embedding, loss = self._masked(view, index, scale, present)
+            embedding, loss = self._masked(view, index, scale, present, noise)
             reconstruction.append(loss)
-            pooled.append(F.normalize(self.projector(embedding.mean(1)).float(), dim=-1))
+            pooled.append(F.normalize(self.projector(self._pool(embedding)).float(), dim=-1))
         similarity = pooled[0] @ pooled[1].T / self.temperature
         same = torch.arange(len(similarity), device=similarity.device)
         contrast = (F.cross_entropy(similarity, same) + F.cross_entropy(similarity.T, same)) / 2
@@ -173,8 +185,15 @@ class MaskedContrast(nn.Module):
             "agree": agree,
         }
 
+    def _pool(self, embedding: Tensor) -> Tensor:
+        mean = embedding.mean(1)
+        if self.pooling == "mean":
+            return mean
+        # The floor keeps the gradient of a flat image finite.
+        return torch.cat((mean, (embedding.float().var(1) + 1e-4).sqrt()), dim=-1)
+
     def _masked(
-        self, view: Tensor, index: list[int], gsd: Tensor, present: list[int]
+        self, view: Tensor, index: list[int], gsd: Tensor, present: list[int], noise: float
     ) -> tuple[Tensor, Tensor]:
         n, _, h, w = view.shape
         p = self.network.config.patch_size
@@ -190,6 +209,10 @@ class MaskedContrast(nn.Module):
         chosen = patches[:, slot].gather(2, seen[:, None, :, None].expand(-1, len(slot), -1, p * p))
         x = self.network.tokens(chosen, index, gsd)
         embedding = self.network.head(self.network.encode_tokens(x, gather_tokens(positions, seen)))
+        if noise:
+            variance = embedding.detach().float().flatten(0, 1).var(0).mean()
+            width = (12 * noise * variance).sqrt()
+            embedding = embedding + (torch.rand_like(embedding) - 0.5) * width
 
         width = self.mask_token.shape[0]
         x = torch.cat((self.into_decoder(embedding), self.mask_token.expand(n, asked, width)), 1)
