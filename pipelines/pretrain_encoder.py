@@ -39,8 +39,9 @@ WARM_UP, NOISE_RAMP = 100, 300
 AVERAGE = 0.995
 # Arguments that a model card states.
 RECIPE = (
-    *("steps", "cooldown", "batch", "peak", "init", "statistics_weight", "contrast_weight"),
-    *("pooling", "noise", "noise_from"),
+    *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
+    *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
+    *("least_area", "noise", "noise_from"),
 )
 # EuroSAT's jpgs render Sentinel-2 reflectance 0 to about 0.275 as 0 to 255.
 DISPLAY_GAIN = 1 / 0.275
@@ -130,7 +131,7 @@ def batch(imagery: Imagery, step: int, size: int) -> tuple[Tensor, Tensor, torch
 
 def learning_rate(step: int, steps: int, cooldown: int) -> float:
     """Fraction of the peak: linear warm-up, constant, linear to zero in the last steps."""
-    return min(1.0, (step + 1) / WARM_UP, (steps - step) / max(cooldown, 1))
+    return min(1.0, (step + 1) / min(WARM_UP, steps // 3), (steps - step) / max(cooldown, 1))
 
 
 def noise_level(step: int, start: int, full: float) -> float:
@@ -139,16 +140,13 @@ def noise_level(step: int, start: int, full: float) -> float:
 
 
 def make_optimizers(
-    objective: MaskedContrast, peak: float
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
-    """Muon for the matrices of the encoder's blocks, AdamW for the rest."""
+    objective: MaskedContrast, peak: float, name: str
+) -> list[torch.optim.Optimizer]:
+    """AdamW, and for the matrices of the encoder's blocks Muon if it is asked for."""
     network = objective.network
-    matrices = [p for p in network.blocks.parameters() if p.ndim == 2]
+    matrices = [p for p in network.blocks.parameters() if p.ndim == 2] if name == "muon" else []
     inside = {id(p) for p in matrices} | {id(network.band_projection)}
     rest = [p for p in objective.parameters() if id(p) not in inside]
-    muon = torch.optim.Muon(
-        matrices, lr=2 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
-    )
     adamw = torch.optim.AdamW(
         [
             {"params": [p for p in rest if p.ndim > 1], "lr": peak, "weight_decay": 0.05},
@@ -158,10 +156,18 @@ def make_optimizers(
         ],
         betas=(0.9, 0.95),
     )
-    for optimizer in (muon, adamw):
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if matrices:
+        optimizers.insert(
+            0,
+            torch.optim.Muon(
+                matrices, lr=2 * peak, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"
+            ),
+        )
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
-    return muon, adamw
+    return optimizers
 
 
 def plot(log: list[dict[str, float]], out: Path) -> None:
@@ -170,7 +176,7 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     steps = [row["step"] for row in log]
-    window = 15
+    window = min(15, len(log))
     for ax, keys in zip(
         axes, (("pixels", "level", "texture", "statistics"), ("contrast", "agree")), strict=True
     ):
@@ -197,10 +203,16 @@ def main() -> None:
     parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--peak", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--width", type=int, default=192, help="a multiple of 64")
+    parser.add_argument("--depth", type=int, default=6)
     parser.add_argument("--init", type=Path, help="weights to begin with (encoder.safetensors)")
+    parser.add_argument("--reconstruction-weight", type=float, default=1.0)
     parser.add_argument("--statistics-weight", type=float, default=1.0)
     parser.add_argument("--contrast-weight", type=float, default=0.5)
-    parser.add_argument("--pooling", choices=("mean", "moments"), default="mean")
+    parser.add_argument("--pooling", choices=("mean", "moments"), default="moments")
+    parser.add_argument("--bands", choices=("same", "own"), default="same", help="of two views")
+    parser.add_argument("--least-area", type=float, default=0.4, help="of a view's crop")
     parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
     parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
     parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
@@ -209,18 +221,21 @@ def main() -> None:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    network = VisionTransformer(VisionTransformerConfig())
+    network = VisionTransformer(
+        VisionTransformerConfig(width=args.width, depth=args.depth, heads=args.width // 64)
+    )
     if args.init:
         network.load_state_dict(load_file(args.init))
     objective = MaskedContrast(
         network,
         contrast_weight=args.contrast_weight,
+        reconstruction_weight=args.reconstruction_weight,
         statistics_weight=args.statistics_weight,
         pooling=args.pooling,
     ).to(device)
-    optimizers = make_optimizers(objective, args.peak)
+    optimizers = make_optimizers(objective, args.peak, args.optimizer)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-    first, log = 0, []
+    first, log, cpu = 0, [], 0.0
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -228,7 +243,7 @@ def main() -> None:
         average.load_state_dict(state["average"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        first, log = state["step"], state["log"]
+        first, log, cpu = state["step"], state["log"], state.get("cpu_hours", 0.0)
         print(f"resumed at step {first}", flush=True)
 
     imagery = load_imagery(args.data, args.split)
@@ -239,17 +254,27 @@ def main() -> None:
         flush=True,
     )
     started, last = time.perf_counter(), args.steps
+    cpu -= time.process_time() / 3600
     if args.stop_after:
         last = min(last, first + args.stop_after)
     for step in range(first, last):
         chips, gsd, generator = batch(imagery, step, args.batch)
         torch.manual_seed(step)
         views, scales = zip(
-            *(random_view(chips.to(device), gsd.to(device), generator=generator) for _ in "ab"),
+            *(
+                random_view(
+                    chips.to(device),
+                    gsd.to(device),
+                    generator=generator,
+                    least_area=args.least_area,
+                )
+                for _ in "ab"
+            ),
             strict=True,
         )
-        # Both views of the same bands: what one band alone shows is worth telling apart.
-        bands = random_bands([0, 1, 2] if step % 3 else list(range(6)), generator=generator)
+        present = [0, 1, 2] if step % 3 else list(range(6))
+        bands = random_bands(present, generator=generator)
+        others = random_bands(present, generator=generator) if args.bands == "own" else bands
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate(step, args.steps, args.cooldown)
@@ -257,7 +282,7 @@ def main() -> None:
         with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
             losses = objective(
                 views,
-                (bands, bands),
+                (bands, others),
                 torch.stack(scales),
                 noise=noise_level(step, args.noise_from, args.noise),
             )
@@ -278,6 +303,7 @@ def main() -> None:
                 "optimizers": [optimizer.state_dict() for optimizer in optimizers],
                 "step": step + 1,
                 "log": log,
+                "cpu_hours": cpu + time.process_time() / 3600,
                 "arguments": {k: str(v) for k, v in vars(args).items() if k in RECIPE},
             }
             part = checkpoint.with_suffix(".part")

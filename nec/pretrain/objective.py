@@ -97,6 +97,8 @@ class MaskedContrast(nn.Module):
         Weight of InfoNCE beside the reconstruction.
     temperature : float
         Of InfoNCE.
+    reconstruction_weight : float
+        Weight of the decoder's prediction of hidden tokens.
     statistics_weight : float
         Weight of the linear prediction of each seen token's `patch_statistics` from its
         embedding; bands that the encoder does not see are predicted too.
@@ -112,8 +114,9 @@ class MaskedContrast(nn.Module):
         predict: float = 0.25,
         contrast_weight: float = 0.2,
         temperature: float = 0.2,
+        reconstruction_weight: float = 1.0,
         statistics_weight: float = 1.0,
-        pooling: str = "mean",
+        pooling: str = "moments",
         decoder_width: int = 128,
         decoder_depth: int = 1,
     ) -> None:
@@ -121,6 +124,7 @@ class MaskedContrast(nn.Module):
         self.network = network
         self.keep, self.predict = keep, predict
         self.contrast_weight, self.temperature = contrast_weight, temperature
+        self.reconstruction_weight = reconstruction_weight
         self.statistics_weight = statistics_weight
         self.pooling = pooling
         config = network.config
@@ -136,7 +140,10 @@ class MaskedContrast(nn.Module):
         )
         self.describe = nn.Linear(config.dim, len(config.bands) * STATISTICS)
         self.projector = nn.Sequential(
-            nn.Linear(config.dim * (1 if pooling == "mean" else 2), 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 128)
+            nn.Linear(config.dim * (1 if pooling == "mean" else 2), 256),
+            nn.BatchNorm1d(256),
+            nn.GELU(),
+            nn.Linear(256, 128),
         )
 
     def forward(
@@ -232,9 +239,9 @@ class MaskedContrast(nn.Module):
         misfit = described - patch_statistics(own.permute(0, 2, 1, 3))
         parts = torch.stack(
             (
-                error[..., :-2].mean(),
-                error[..., -2].mean(),
-                error[..., -1].mean(),
+                self.reconstruction_weight * error[..., :-2].mean(),
+                self.reconstruction_weight * error[..., -2].mean(),
+                self.reconstruction_weight * error[..., -1].mean(),
                 self.statistics_weight * misfit.square().mean(),
             )
         )

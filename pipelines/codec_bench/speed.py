@@ -5,11 +5,12 @@ Everything is timed in this process, run by run in turn, and given as medians. C
 all threads; caches are warm.
 """
 
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -196,21 +197,58 @@ def _coefficients(chunk: NDArray[np.float32], compressor: Compressor) -> dict[st
 
 
 def _threads(embedding: NDArray[np.float32], compressor: Compressor) -> dict[str, Any]:
-    """Time decoding 16 chunks by one thread and by two."""
+    """Time decoding 16 chunks by one thread and by two, and by one process and by two.
+
+    Two processes share no lock, so their gain is what the machine's cores have to give.
+    """
     codec = NecCodec(compressor.coding)
     shape = (len(embedding), CHUNK, CHUNK)
     coded = [codec.encode_array(np.ascontiguousarray(embedding[:, y, x])) for y, x in _chunks()]
-    with ThreadPoolExecutor(2) as two, ThreadPoolExecutor(1) as one:
+    state = (codec, coded, shape)
+    spawned = multiprocessing.get_context("spawn")
+    with (
+        ThreadPoolExecutor(2) as two,
+        ThreadPoolExecutor(1) as one,
+        ProcessPoolExecutor(2, spawned, _keep, state) as processes,
+        ProcessPoolExecutor(1, spawned, _keep, state) as process,
+    ):
 
         def decode(pool: ThreadPoolExecutor) -> Callable[[], Any]:
             return lambda: list(pool.map(lambda c: codec.decode_array(c, shape), coded))
 
-        times = timed({"one": decode(one), "two": decode(two)}, THREAD_RUNS)
+        half = len(coded) // 2
+        times = timed(
+            {
+                "one": decode(one),
+                "two": decode(two),
+                "one process": lambda: list(process.map(_decode_kept, [2 * half])),
+                "two processes": lambda: list(processes.map(_decode_kept, [half, half])),
+            },
+            THREAD_RUNS,
+        )
     return {
         "chunks": len(coded),
         "times": _rounded(times),
         "two_against_one": round(times["one"]["wall"] / times["two"]["wall"], 3),
+        "two_processes_against_one": round(
+            times["one process"]["wall"] / times["two processes"]["wall"], 3
+        ),
     }
+
+
+_kept: tuple[NecCodec, list[bytes], tuple[int, ...]]
+
+
+def _keep(*state: Any) -> None:
+    global _kept  # noqa: PLW0603 (a worker's own)
+    _kept = state  # type: ignore[assignment]
+    _decode_kept(1)
+
+
+def _decode_kept(count: int) -> None:
+    codec, coded, shape = _kept
+    for chunk in coded[:count]:
+        codec.decode_array(chunk, shape)
 
 
 def _rounded(times: Times) -> Times:

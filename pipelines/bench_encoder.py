@@ -1,0 +1,137 @@
+"""Measure the encoder: what its embeddings tell, what they cost, how fast they are made.
+
+    python pipelines/bench_encoder.py ../shared/data --out docs/benchmarks/encoder
+
+Writes OUT.json and OUT.png. The fixed test pools are in no training of any kind. ``--noiseless``
+names the weights (encoder.safetensors) of a twin that was trained without noise, for the
+compressibility.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import time
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from encoder_bench.classification import (
+    bench_eurosat_multispectral,
+    bench_eurosat_rgb,
+    bench_ucmerced,
+)
+from encoder_bench.compressibility import HeadlessEncoder, bench_compressibility
+from encoder_bench.dense import bench_flood, bench_terramesh
+from encoder_bench.figure import draw
+from encoder_bench.speed import bench_seams, bench_speed
+from safetensors.torch import load_file
+
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.model import load_model, sha256_of
+
+PARTS = (
+    *("eurosat_rgb", "eurosat_multispectral", "ucmerced", "terramesh", "flood"),
+    *("compressibility", "speed", "seams"),
+)
+PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
+TWIN_SEED = 0
+
+
+def encoder_of(weights: Path | None, config: VisionTransformerConfig) -> VisionTransformerEncoder:
+    """Return the network with these weights, or those that it starts training from."""
+    torch.manual_seed(TWIN_SEED)
+    network = VisionTransformer(config)
+    if weights is not None:
+        network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
+    name = "untrained" if weights is None else weights.parent.name
+    return VisionTransformerEncoder(name, network, precision="bfloat16")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/encoder"))
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--weights", type=Path, help="another encoder.safetensors than nec-tiny's")
+    parser.add_argument("--noiseless", type=Path, help="encoder.safetensors trained without noise")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    args = parser.parse_args()
+    logging.getLogger("nec").setLevel(logging.ERROR)
+    if args.weights:
+        encoder = encoder_of(args.weights, VisionTransformerConfig())
+        digest = sha256_of(args.weights)
+    else:
+        model = load_model("nec-tiny")
+        encoder, digest = model.encoder, model.weights_sha256
+    config = encoder.network.config
+    twin = encoder_of(None, replace(config))
+    variants = {"noise-trained": encoder, "no head, 192-d": HeadlessEncoder(encoder)}
+    if args.noiseless:
+        plain = encoder_of(args.noiseless, config)
+        variants |= {
+            "without noise": plain,
+            "without noise, no head, 192-d": HeadlessEncoder(plain),
+        }
+    jobs = {
+        "eurosat_rgb": lambda: bench_eurosat_rgb(args.data, args.split, encoder, twin),
+        "eurosat_multispectral": lambda: bench_eurosat_multispectral(
+            args.data, args.split, encoder, twin
+        ),
+        "ucmerced": lambda: bench_ucmerced(args.data, encoder, twin),
+        "terramesh": lambda: bench_terramesh(args.data, encoder, twin),
+        "flood": lambda: bench_flood(args.data, encoder, twin),
+        "compressibility": lambda: bench_compressibility(
+            args.data, args.split, variants, reference="noise-trained"
+        ),
+        "speed": lambda: bench_speed(encoder),
+        "seams": lambda: bench_seams(args.data, encoder),
+    }
+    results: dict[str, Any] = {
+        "weights_sha256": digest,
+        "parameters": sum(p.numel() for p in encoder.network.parameters()),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "cores": os.cpu_count(),
+        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
+    }
+    target = args.out.with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for part in args.parts:
+        start = time.perf_counter()
+        results[part] = jobs[part]()
+        results[part]["seconds"] = round(time.perf_counter() - start, 1)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        show(part, results[part])
+    if set(args.parts) == set(PARTS):
+        draw(results, args.out.with_suffix(".png"))
+
+
+def show(name: str, part: dict[str, Any]) -> None:
+    """Print what a part found."""
+    print(f"== {name} ({part['seconds']} s)", flush=True)
+    tables = [part] if "rows" in part else [v for v in part.values() if isinstance(v, dict)]
+    if not any("rows" in t for t in tables):
+        print(json.dumps(part, indent=1))
+    for table in (t for t in tables if "rows" in t):
+        print(table["task"])
+        for row, entry in table["rows"].items():
+            heads = entry if "linear" in entry or "k-NN" in entry else {"": entry}
+            for head, found in heads.items():
+                if not isinstance(found, dict):
+                    continue
+                value = found["accuracy"]
+                line = f"  {row:45s} {head:7s} {100 * value['value']:5.1f}"
+                line += f" ({100 * value['low']:.1f}-{100 * value['high']:.1f})"
+                if "difference" in value:
+                    d = value["difference"]
+                    line += (
+                        f"  {100 * d['value']:+.1f} ({100 * d['low']:+.1f}, {100 * d['high']:+.1f})"
+                    )
+                print(line, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Scene classification: EuroSAT RGB and multispectral, UC Merced."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from main_job.statistics import pixel_statistics
+from numpy.typing import NDArray
+from sklearn.model_selection import RepeatedStratifiedKFold
+
+from encoder_bench.filters import RandomFilters
+from encoder_bench.galileo import GalileoEncoder, galileo_tokens
+from encoder_bench.images import (
+    ImageSet,
+    eurosat_multispectral,
+    eurosat_rgb,
+    moments,
+    pooled,
+    ucmerced,
+)
+from encoder_bench.probes import Row, Split, probe
+from nec.encoders import Encoder
+
+RESAMPLES, LABELS = 10, 6000
+# Edge of a block of places that are tested together, metres, and folds of blocks.
+BLOCK, FOLDS = 100_000.0, 4
+UCM_FOLDS, UCM_REPEATS = 8, 10
+SEED = 7
+OURS = "embedding, mean and deviation"
+
+
+def rows_of(
+    images: ImageSet, encoder: Encoder, twin: Encoder, train: NDArray[np.bool_]
+) -> dict[str, Row]:
+    """Return the vectors of every row; filters are drawn from the training images alone."""
+    ours, untrained = pooled(encoder, images), pooled(twin, images)
+    display = _display(images)
+    statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
+    filters = RandomFilters(display[train])(display)
+    return {
+        OURS: Row(ours),
+        "embedding, mean": Row(ours[:, : encoder.dim]),
+        "untrained twin, mean and deviation": Row(untrained),
+        "pixel statistics": Row(statistics, "euclidean"),
+        "random filters": Row(filters, "euclidean"),
+        "pixel statistics and random filters": Row(
+            np.concatenate([statistics, filters], axis=1), "euclidean"
+        ),
+    }
+
+
+def _display(images: ImageSet) -> NDArray[np.float32]:
+    """Reflectance as the RGB images render it, so that filters see the contrast they need."""
+    if len(images.bands) == 3:
+        return images.images
+    return np.clip(images.images / 0.5, 0, 1).astype(np.float32)
+
+
+def bench_eurosat_rgb(data: Path, split: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+    """Resample the training labels of the pool; the test pool is fixed."""
+    images = eurosat_rgb(data, split)
+    rng = np.random.default_rng(SEED)
+    train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
+    splits = [
+        (np.sort(rng.choice(train, min(LABELS, len(train)), replace=False)), test)
+        for _ in range(RESAMPLES)
+    ]
+    rows = rows_of(images, encoder, twin, ~images.pool)
+    return {
+        "task": "EuroSAT RGB, 10 classes; fixed test pool of catalogs/eurosat/split.csv",
+        "training_labels": len(splits[0][0]),
+        "test_images": len(test),
+        "resamples": len(splits),
+        "unit": "test image",
+        "rows": probe(rows, images.labels, splits, np.arange(len(images.labels)), reference=OURS),
+    }
+
+
+def bench_eurosat_multispectral(
+    data: Path, split: Path, encoder: Encoder, twin: Encoder
+) -> dict[str, Any]:
+    """Leave blocks of places out: test images of the pool, training images elsewhere."""
+    images = eurosat_multispectral(data, split)
+    zone, *metres = images.place.T
+    keys = np.stack([zone, *(np.floor(m / BLOCK) for m in metres)], axis=1)
+    _, block = np.unique(keys, axis=0, return_inverse=True)
+    block = block.ravel()
+    splits = spatial_splits(block, images.pool)
+    rows = rows_of(images, encoder, twin, ~images.pool)
+    galileo = GalileoEncoder.load(data / "weights" / "galileo_nano")
+    # Sentinel-2 digital numbers are what Galileo was normalised for.
+    tokens = [
+        galileo_tokens(galileo, part * 1e4, images.bands)
+        for part in np.array_split(images.images, 20)
+    ]
+    rows["Galileo-nano tokens, mean and deviation"] = Row(
+        np.concatenate([moments(np.moveaxis(t, -1, 1)) for t in tokens])
+    )
+    return {
+        "task": "EuroSAT multispectral, 7 bands, 10 classes; test pool of the split, by blocks of "
+        f"{BLOCK / 1e3:g} km",
+        "training_labels": int(np.mean([len(a) for a, _ in splits])),
+        "test_images": int(images.pool.sum()),
+        "blocks": int(block.max()) + 1,
+        "resamples": len(splits) // FOLDS,
+        "unit": "block",
+        "rows": probe(rows, images.labels, splits, block, reference=OURS),
+    }
+
+
+def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Split]:
+    """Deal the blocks into folds, again and again; train outside a fold, test inside it."""
+    rng = np.random.default_rng(SEED)
+    splits = []
+    for _ in range(RESAMPLES):
+        fold = rng.permutation(np.arange(block.max() + 1) % FOLDS)[block]
+        splits += [
+            (np.flatnonzero(~pool & (fold != f)), np.flatnonzero(pool & (fold == f)))
+            for f in range(FOLDS)
+        ]
+    return splits
+
+
+def bench_ucmerced(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+    """Cross-validate the few images that are there."""
+    images = ucmerced(data)
+    folds = RepeatedStratifiedKFold(
+        n_splits=UCM_FOLDS, n_repeats=UCM_REPEATS, random_state=SEED
+    ).split(images.images, images.labels)
+    splits = list(folds)
+    # Filters need no labels; a dictionary of all images favours their row, if anything.
+    rows = rows_of(images, encoder, twin, np.ones(len(images.labels), bool))
+    return {
+        "task": f"UC Merced, 21 classes, {UCM_FOLDS}-fold",
+        "training_labels": len(splits[0][0]),
+        "test_images": len(images.labels),
+        "resamples": UCM_REPEATS,
+        "unit": "image",
+        "rows": probe(rows, images.labels, splits, np.arange(len(images.labels)), reference=OURS),
+    }

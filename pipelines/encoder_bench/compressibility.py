@@ -1,0 +1,155 @@
+"""What an embedding costs at equal accuracy: with and without noise training, without the head."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens, moments
+from encoder_bench.probes import Row, probe
+from nec.compressor import Compressor
+from nec.encoders import Encoder
+from nec.encoders.vit import VisionTransformer, VisionTransformerEncoder, compand, token_positions
+
+# Bytes a vector on the fitting sample.
+RATES = (0.06, 0.15, 0.5, 1.5)
+GAMMA = 0.125
+# Images coded together, as in a store; images that a compressor is fitted to.
+CHUNK, FITTED = 100, 1000
+LABELS, RESAMPLES = 4000, 3
+SEED = 17
+
+
+class HeadlessEncoder:
+    """The encoder of a network without its embedding head: the tokens of the last block."""
+
+    def __init__(self, encoder: VisionTransformerEncoder) -> None:
+        self.network: VisionTransformer = encoder.network
+        self.name, self.bands = f"{encoder.name}, no head", encoder.bands
+        self.patch_size, self.dim = encoder.patch_size, encoder.network.config.width
+
+    def embed(
+        self, chips: Tensor, *, bands: tuple[str, ...], gsd: float, time: Tensor | None = None
+    ) -> Tensor:
+        """Embed chips to (n, width, y / patch, x / patch)."""
+        del time
+        network, rows, columns = self.network, *(s // self.patch_size for s in chips.shape[2:])
+        with torch.inference_mode(), torch.autocast(chips.device.type, torch.bfloat16):
+            scale = torch.full((len(chips),), float(gsd))
+            x = network.tokens(network.patches(compand(chips)), network.band_index(bands), scale)
+            x = network.encode_tokens(x, token_positions(rows, columns))
+        return x.float().transpose(1, 2).reshape(len(chips), -1, rows, columns)
+
+
+@dataclass
+class _Coded:
+    moments: list[NDArray[np.float32]]
+    size: int = 0
+    vectors: int = 0
+
+
+def bench_compressibility(
+    data: Path, split: Path, variants: Mapping[str, Encoder], *, reference: str
+) -> dict[str, Any]:
+    """Code EuroSAT's tokens of each variant at each rate, and probe what is decoded.
+
+    Parameters
+    ----------
+    data, split : Path
+        Development data, and the split of EuroSAT.
+    variants : mapping of str to Encoder
+    reference : str
+        The variant whose float32 row all rows are compared with.
+    """
+    images = eurosat_rgb(data, split)
+    rng = np.random.default_rng(SEED)
+    train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
+    chosen = rng.permutation(train)[:LABELS]
+    keep = np.sort(np.concatenate([chosen, test]))
+    images = ImageSet(
+        images.images[keep],
+        images.bands,
+        images.gsd,
+        images.labels[keep],
+        images.pool[keep],
+        images.place[keep],
+    )
+    train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
+    rows: dict[str, Row] = {}
+    sizes: dict[str, float] = {}
+    for name, encoder in variants.items():
+        for row, (vectors, size) in _decoded(encoder, images, rng.permutation(train)).items():
+            rows[f"{name}, {row}"], sizes[f"{name}, {row}"] = Row(vectors), size
+    splits = [
+        (np.sort(rng.choice(train, LABELS * 3 // 4, replace=False)), test) for _ in range(RESAMPLES)
+    ]
+    table = probe(
+        rows, images.labels, splits, np.arange(len(keep)), reference=f"{reference}, float32"
+    )
+    for row, size in sizes.items():
+        table[row]["bytes_per_vector"] = round(size, 4)
+    return {
+        "task": "EuroSAT RGB from decoded tokens, mean and deviation",
+        "training_labels": len(splits[0][0]),
+        "rates": RATES,
+        "rows": table,
+        "bytes_at_accuracy": bytes_at_accuracy(table, list(variants)),
+    }
+
+
+def _decoded(
+    encoder: Encoder, images: ImageSet, train: NDArray[np.intp]
+) -> dict[str, tuple[NDArray[np.float32], float]]:
+    count = len(images.images)
+    tokens = np.concatenate(
+        [image_tokens(encoder, images, slice(at, at + BATCH)) for at in range(0, count, BATCH)]
+    )
+    features = np.moveaxis(tokens, 1, -1).astype(np.float32)
+    sample = [features[np.sort(train[at : at + CHUNK])] for at in range(0, FITTED, CHUNK)]
+    out = {"float32": (moments(tokens), 4.0 * tokens.shape[1])}
+    basis = None
+    for rate in RATES:
+        compressor = Compressor.fit(sample, bytes_per_vector=rate, basis=basis, gamma=GAMMA)
+        basis, coded = compressor.basis, _Coded([])
+        for at in range(0, count, CHUNK):
+            part = features[at : at + CHUNK]
+            encoded = compressor.encode(part)
+            coded.size += len(encoded)
+            coded.vectors += part[..., 0].size
+            coded.moments.append(moments(np.moveaxis(compressor.decode(encoded), -1, 1)))
+        out[f"{rate:g} B"] = (np.concatenate(coded.moments), coded.size / coded.vectors)
+    return out
+
+
+def bytes_at_accuracy(
+    table: dict[str, dict[str, Any]], variants: list[str]
+) -> dict[str, dict[str, float | None]]:
+    """Bytes a vector, interpolated in their logarithm, at which each variant reaches a level.
+
+    A level that a variant does not reach between its coarsest and finest rate has none.
+    """
+    curves = {}
+    for name in variants:
+        points = sorted(
+            (row["bytes_per_vector"], row["linear"]["accuracy"]["value"])
+            for key, row in table.items()
+            if key.startswith(f"{name}, ") and key.endswith(" B")
+        )
+        curves[name] = np.array(points).T
+    best = max(accuracies.max() for _, accuracies in curves.values())
+    levels = np.round(best - np.array([0.01, 0.02, 0.03, 0.05]), 3)
+    found: dict[str, dict[str, float | None]] = {}
+    for level in levels:
+        entry: dict[str, float | None] = {}
+        for name, (sizes, accuracies) in curves.items():
+            rising = np.maximum.accumulate(accuracies)
+            there = rising[0] <= level <= rising[-1]
+            size = float(np.exp(np.interp(level, rising, np.log(sizes)))) if there else None
+            entry[name] = None if size is None else round(size, 4)
+        found[f"{level:.3f}"] = entry
+    return found

@@ -1,0 +1,91 @@
+"""The figure of bench_encoder.py: accuracies by task, bytes by accuracy."""
+
+from pathlib import Path
+from typing import Any
+
+COLOURS = {
+    "embedding": "#0b6e99",
+    "untrained": "#b0b0b0",
+    "pixel": "#d1811f",
+    "random": "#e0b055",
+    "bands": "#d1811f",
+    "Galileo": "#7a4fa3",
+    "majority": "#dddddd",
+}
+TITLES = {
+    "eurosat_rgb": "EuroSAT RGB",
+    "eurosat_multispectral": "EuroSAT multispectral",
+    "ucmerced": "UC Merced",
+    "terramesh, blocks": "TerraMesh land cover, blocks",
+    "terramesh, tiles": "TerraMesh, a tile left out",
+    "flood": "water, blocks",
+}
+
+
+def tables(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the tables of accuracies by name."""
+    found = {}
+    for name in ("eurosat_rgb", "eurosat_multispectral", "ucmerced", "flood"):
+        if name in results:
+            found[name] = results[name]
+    for kind in ("blocks", "tiles"):
+        if "terramesh" in results:
+            found[f"terramesh, {kind}"] = results["terramesh"][kind]
+    return {name: found[name] for name in TITLES if name in found}
+
+
+def accuracies(table: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the accuracy of each row: that of the linear head, or the only one."""
+    return {
+        row: entry.get("linear", entry)["accuracy"]
+        for row, entry in table["rows"].items()
+        if "accuracy" in entry.get("linear", entry)
+    }
+
+
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Draw what is there to a PNG."""
+    import matplotlib.pyplot as plt
+
+    shown = tables(results)
+    count = len(shown) + ("compressibility" in results)
+    figure, axes = plt.subplots(
+        -(-count // 3), 3, figsize=(15, 3.2 * -(-count // 3)), layout="constrained", squeeze=False
+    )
+    flat = list(axes.ravel())
+    for ax, (name, table) in zip(flat, shown.items(), strict=False):
+        rows = accuracies(table)
+        for at, (row, value) in enumerate(reversed(rows.items())):
+            colour = next((c for k, c in COLOURS.items() if row.startswith(k)), "#444444")
+            low, mid, high = (100 * value[k] for k in ("low", "value", "high"))
+            ax.barh(at, mid, color=colour, height=0.7)
+            ax.plot([low, high], [at, at], color="black", linewidth=1)
+            ax.text(high + 0.8, at, f"{mid:.1f}", va="center", fontsize=8)
+        ax.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
+        least = min(v["value"] for r, v in rows.items() if r != "majority class")
+        ax.set_xlim(max(0, 100 * least - 15), 104)
+        ax.set_title(TITLES[name], fontsize=10)
+        ax.set_xlabel("accuracy, % (95 % interval)", fontsize=8)
+    if "compressibility" in results:
+        _draw_bytes(flat[len(shown)], results["compressibility"])
+    for ax in flat[count:]:
+        ax.axis("off")
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _draw_bytes(ax: Any, part: dict[str, Any]) -> None:
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for row, entry in part["rows"].items():
+        if row.endswith(" B"):
+            name = row.rsplit(", ", 1)[0]
+            point = (entry["bytes_per_vector"], 100 * entry["linear"]["accuracy"]["value"])
+            curves.setdefault(name, []).append(point)
+    for name, points in curves.items():
+        ax.plot(*zip(*sorted(points), strict=True), marker="o", markersize=4, label=name)
+    ax.set_xscale("log")
+    ax.set_xlabel("bytes a vector", fontsize=8)
+    ax.set_ylabel("EuroSAT, linear, %", fontsize=8)
+    ax.set_title("accuracy of decoded tokens", fontsize=10)
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=7)

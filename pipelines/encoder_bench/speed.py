@@ -1,0 +1,129 @@
+"""How fast the encoder is beside a plain transformer of its depth, and how well chips agree."""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+from torch import Tensor, nn
+
+from nec.encoders.vit import VisionTransformer, VisionTransformerEncoder
+
+ROUNDS = 9
+CHIPS, EDGE = 16, 64
+BANDS = ("blue", "green", "red", "nir", "swir16", "swir22")
+
+
+class PlainTransformer(nn.Module):
+    """ViT-S of the encoder's depth from torch's own layers: width 384, learned positions."""
+
+    def __init__(self, depth: int, patch: int, bands: int, dim: int, width: int = 384) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(bands, width, patch, patch)
+        self.positions = nn.Parameter(torch.zeros(1, (EDGE // patch) ** 2, width))
+        layer = nn.TransformerEncoderLayer(
+            width, 6, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
+        self.head = nn.Linear(width, dim)
+
+    def forward(self, chips: Tensor) -> Tensor:
+        """Map chips (n, band, y, x) to tokens (n, token, dim)."""
+        return self.head(self.blocks(self.stem(chips).flatten(2).transpose(1, 2) + self.positions))
+
+
+def bench_speed(encoder: VisionTransformerEncoder) -> dict[str, Any]:
+    """Time both in turn, on one thread, in both precisions."""
+    network: VisionTransformer = encoder.network
+    config = network.config
+    rivals = {
+        "plain transformer, its width": PlainTransformer(
+            config.depth, config.patch_size, len(BANDS), config.dim, config.width
+        ).eval(),
+        "plain ViT-S": PlainTransformer(
+            config.depth, config.patch_size, len(BANDS), config.dim
+        ).eval(),
+    }
+    chips = torch.rand(CHIPS, len(BANDS), EDGE, EDGE)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    out: dict[str, Any] = {"chips": CHIPS, "edge": EDGE, "threads": 1, "rounds": ROUNDS}
+    try:
+        for precision in ("float32", "bfloat16"):
+            ours = VisionTransformerEncoder(encoder.name, network, precision=precision)
+            jobs = {"encoder": lambda ours=ours: ours.embed(chips, bands=BANDS, gsd=10.0)} | {
+                name: lambda rival=rival: rival(chips) for name, rival in rivals.items()
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in jobs}
+            with (
+                torch.inference_mode(),
+                torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
+            ):
+                for _ in range(ROUNDS + 1):
+                    for name, job in jobs.items():
+                        start = time.perf_counter()
+                        job()
+                        seconds[name].append(time.perf_counter() - start)
+            median = {name: statistics.median(s[1:]) for name, s in seconds.items()}
+            out[precision] = {
+                name: {
+                    "chips_per_second": round(CHIPS / s, 1),
+                    "speed_against_it": round(s / median["encoder"], 2),
+                }
+                for name, s in median.items()
+            }
+    finally:
+        torch.set_num_threads(threads)
+    out["parameters"] = {
+        "encoder": sum(p.numel() for p in network.parameters()),
+        **{name: sum(p.numel() for p in r.parameters()) for name, r in rivals.items()},
+    }
+    return out
+
+
+def bench_seams(data: Path, encoder: VisionTransformerEncoder) -> dict[str, Any]:
+    """Embed a scene by chips of two grids half a chip apart: how far tokens move.
+
+    The figure is the mean squared distance between the two embeddings of a token over the
+    variance of all tokens, by the smaller of the two distances to a chip's border, in tokens.
+    """
+    with rasterio.open(data / "scenes" / "sentinel2_alberta.tif") as dataset:
+        scene = dataset.read().astype(np.float32) / 1e4
+    bands = ("blue", "green", "red", "nir", "swir16")
+    edge, patch = EDGE + 32, encoder.patch_size
+    side = edge // patch
+    corners = [(y, x) for y in range(200, 968, edge) for x in range(200, 968, edge)]
+
+    def embed(shift: int) -> np.ndarray:
+        chips = np.stack(
+            [
+                scene[:, y + shift : y + shift + edge, x + shift : x + shift + edge]
+                for y, x in corners
+            ]
+        )
+        parts = [
+            encoder.embed(torch.from_numpy(chips[at : at + 8]), bands=bands, gsd=10.0).numpy()
+            for at in range(0, len(chips), 8)
+        ]
+        return np.concatenate(parts)
+
+    first, second = embed(0), embed(edge // 2)
+    half = side // 2
+    # The lower right quarter of a chip is the upper left quarter of the shifted one.
+    a, b = first[:, :, half:, half:], second[:, :, : side - half, : side - half]
+    moved = np.square(a - b).sum(1).mean(0)
+    at = np.arange(side - half)
+    inside = np.minimum(at, side - half - 1 - at)
+    nearest = np.minimum(inside[:, None], inside)
+    variance = first.var((0, 2, 3)).sum()
+    return {
+        "scene": "sentinel2_alberta",
+        "chip_tokens": side,
+        "relative_squared_distance": {
+            int(d): round(float(moved[nearest == d].mean() / variance), 5)
+            for d in np.unique(nearest)
+        },
+    }
