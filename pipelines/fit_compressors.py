@@ -83,6 +83,12 @@ def card_text(card: dict) -> str:
     """Return the model card for people."""
     encoder, training = card["encoder"], card["training"]
     commands = "\n".join(training["commands"])
+    noise = (
+        f", through noise of {float(training['noise']):.0%} of the embedding's variance in the "
+        f"steps after {training['noise_from']}, as a codec's rounding makes it"
+        if float(training["noise"])
+        else ""
+    )
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
         for rate, f in card["compressors"]["held_out"].items()
@@ -96,10 +102,12 @@ for `nir08`), at ground sampling distances around 10 to 30 m; 8-bit RGB pictures
 reflectance 0 to 1.
 
 - **Data**: {training["data"]}.
-- **Training**: {training["steps"]} steps of 256 chips, seed {training["seed"]}; two views of each
-  chip, masked to a quarter of their tokens; reconstruction of hidden tokens, agreement of the
-  views, and a linear prediction of each patch's colour and texture from its embedding. Loss
-  curve: `docs/benchmarks/pretrain_encoder.png`.
+- **Training**: {training["steps"]} steps of {training["batch"]} chips, seed {training["seed"]},
+  {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a quarter of their
+  tokens; reconstruction of hidden tokens, agreement of the views, and a linear prediction of each
+  patch's colour and texture from its embedding{noise}. The weights are a running average. Loss
+  curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
+  `docs/benchmarks/pretraining.json`.
 
 ```sh
 {commands}
@@ -112,11 +120,12 @@ reflectance 0 to 1.
 |---|---|---|---|
 {rows}
 
-- **Accuracy of heads** on its embeddings: `docs/benchmarks/main_job.json`, by
+- **Accuracy of heads** on its embeddings: `docs/benchmarks/encoder.json`, by
+  `pipelines/bench_encoder.py`, and `docs/benchmarks/main_job.json`, by
   `pipelines/bench_main_job.py`.
 - **Licence**: {card["licence"]} for the weights; the images' own licences are above.
-- **Limits**: a first generation on a short schedule; few places and seasons, no
-  clouds, no radar. Photos of 0.3 m and snow are far from what it has seen.
+- **Limits**: a short schedule; few places and seasons, no clouds, no radar. Photos of 0.3 m
+  and snow are far from what it has seen.
 """
 
 
@@ -126,10 +135,6 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--out", type=Path, default=Path("nec/weights/nec-tiny"))
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
-    parser.add_argument(
-        "--trained-by", nargs="+", default=["python pipelines/pretrain_encoder.py ../shared/data"]
-    )
-    parser.add_argument("--steps", type=int, help="steps of all these commands together")
     parser.add_argument("--count", type=int, default=1000, help="EuroSAT RGB images to fit on")
     args = parser.parse_args()
 
@@ -152,10 +157,9 @@ def main() -> None:
         measured = compressor.measure(held_out)
         fidelity[rate] = measured.to_dict()
         print(rate, "fit", compressor.fidelity, "held out", measured, flush=True)
-    steps = args.steps
-    if steps is None:
-        state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        steps = state["step"]
+    state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    recipe = state["arguments"]
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in recipe.items() if v != "None")
     card = {
         "name": args.out.name,
         "encoder": config.to_dict(),
@@ -163,8 +167,12 @@ def main() -> None:
         "weights_sha256": sha256_of(args.out / ENCODER),
         "licence": "Apache-2.0",
         "training": {
-            "commands": args.trained_by,
-            "steps": steps,
+            "commands": [f"python pipelines/pretrain_encoder.py ../shared/data {options}"],
+            "steps": state["step"],
+            "batch": recipe["batch"],
+            "noise": recipe["noise"],
+            "noise_from": recipe["noise_from"],
+            "cpu_hours": state["cpu_hours"],
             "seed": 0,
             "data": "EuroSAT RGB and multispectral, the training side of "
             "catalogs/eurosat/split.csv "
