@@ -12,20 +12,15 @@ UC Merced images or biomass areas is used. Writes the running average of the wei
 """
 
 import argparse
-import csv
 import json
 import time
-import warnings
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import rasterio
 import torch
-from PIL import Image
-from rasterio.errors import NotGeoreferencedWarning
+from imagery import load_imagery
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from teacher import COMPONENTS, Teacher
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -33,7 +28,7 @@ from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.objective import MaskedContrast
 
-CHIP, WIDE_CHIP = 64, 96
+LOSSES = ("pixels", "level", "texture", "statistics", "teacher")
 WARM_UP, NOISE_RAMP = 100, 300
 # Weight of the past in the running average of the encoder's weights.
 AVERAGE = 0.995
@@ -41,92 +36,8 @@ AVERAGE = 0.995
 RECIPE = (
     *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
     *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
-    *("least_area", "noise", "noise_from"),
+    *("teacher_weight", "least_area", "noise", "noise_from"),
 )
-# EuroSAT's jpgs render Sentinel-2 reflectance 0 to about 0.275 as 0 to 255.
-DISPLAY_GAIN = 1 / 0.275
-
-
-@dataclass
-class Imagery:
-    """Training images as arrays (n, band, y, x) in the encoder's band order, with their GSD."""
-
-    rgb: np.ndarray
-    multispectral: np.ndarray
-    large: list[tuple[np.ndarray, float]]
-
-
-def load_imagery(data: Path, split: Path) -> Imagery:
-    """Read the training images; the test pool stays on disk."""
-    warnings.simplefilter("ignore", NotGeoreferencedWarning)
-    with split.open() as stream:
-        train = [row for row in csv.DictReader(stream) if row["set"] == "train"]
-    rgb, multispectral = [], []
-    for row in train:
-        if row["rgb"] == "1":
-            path = data / "eurosat_rgb" / row["label"] / f"{row['name']}.jpg"
-            rgb.append(np.asarray(Image.open(path)).transpose(2, 0, 1)[::-1])
-        if row["multispectral"] == "1":
-            path = data / "eurosat_ms" / row["label"] / f"{row['name']}.tif"
-            with rasterio.open(path) as dataset:
-                image = dataset.read()
-            # Either near-infrared band serves the one near-infrared projection.
-            nir = 3 + len(multispectral) % 2
-            multispectral.append(image[[0, 1, 2, nir, 5, 6]])
-    large = []
-    paths = sorted((data / "sentinel2_patches").glob("*.tif"))
-    paths += sorted((data / "sentinel2_seasons").glob("*.tif"))
-    for path in paths:
-        with rasterio.open(path) as dataset:
-            image = dataset.read([2, 3, 4, 9, 11, 12]).astype(np.float32) / 1e4
-        if (image <= 0).mean() > 0.02:
-            continue
-        for factor in (1, 2, 3):
-            h, w = (s // factor for s in image.shape[1:])
-            coarse = image[:, : h * factor, : w * factor].reshape(6, h, factor, w, factor)
-            large.append((coarse.mean((2, 4)).clip(0), 10.0 * factor))
-    return Imagery(np.stack(rgb), np.stack(multispectral), large)
-
-
-def cut_chips(
-    imagery: Imagery, rng: np.random.Generator, count: int, edge: int
-) -> tuple[list[np.ndarray], list[float]]:
-    """Cut `count` chips of `edge` pixels at random from the larger images, with their GSD."""
-    wide = [(image, pixel) for image, pixel in imagery.large if min(image.shape[1:]) >= edge]
-    cuts, gsd = [], []
-    for i in rng.choice(len(wide), count):
-        image, pixel = wide[i]
-        y, x = (rng.integers(0, s - edge + 1) for s in image.shape[1:])
-        cuts.append(image[:, y : y + edge, x : x + edge])
-        gsd.append(pixel)
-    return cuts, gsd
-
-
-def batch(imagery: Imagery, step: int, size: int) -> tuple[Tensor, Tensor, torch.Generator]:
-    """Return the chips (n, 6, y, x) and GSD (n,) of a step; missing bands are NaN.
-
-    Two steps in three are RGB photos, one multispectral: in turn half small chips and half cut
-    from the larger images at 10, 20 and 30 m, or fewer, wider chips cut from the larger images
-    alone, so that the encoder is at ease with more tokens than a small chip has.
-    """
-    rng = np.random.default_rng(step)
-    generator = torch.Generator().manual_seed(step)
-    if step % 3:
-        picked = imagery.rgb[rng.choice(len(imagery.rgb), size, replace=False)]
-        chips = torch.full((size, 6, CHIP, CHIP), torch.nan)
-        chips[:, :3] = torch.from_numpy(picked).float() / 255
-        return chips, torch.full((size,), 10.0), generator
-    if step % 6 == 3:
-        cuts, gsd = cut_chips(imagery, rng, size * CHIP**2 // WIDE_CHIP**2, WIDE_CHIP)
-        return torch.from_numpy(np.stack(cuts)), torch.tensor(gsd), generator
-    half = size // 2
-    small = imagery.multispectral[rng.choice(len(imagery.multispectral), half, replace=False)]
-    cuts, gsd = cut_chips(imagery, rng, size - half, CHIP)
-    chips = torch.from_numpy(np.concatenate((small.astype(np.float32) / 1e4, np.stack(cuts))))
-    gsd = [10.0] * half + gsd
-    display = torch.from_numpy(rng.random(size) < 0.25)
-    chips[display] = (chips[display] * DISPLAY_GAIN).clamp(0, 1)
-    return chips, torch.tensor(gsd), generator
 
 
 def learning_rate(step: int, steps: int, cooldown: int) -> float:
@@ -177,16 +88,14 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
     steps = [row["step"] for row in log]
     window = min(15, len(log))
-    for ax, keys in zip(
-        axes, (("pixels", "level", "texture", "statistics"), ("contrast", "agree")), strict=True
-    ):
+    for ax, keys in zip(axes, (LOSSES, ("contrast", "agree")), strict=True):
         for key in keys:
             values = np.array([row.get(key, np.nan) for row in log])
             smooth = np.convolve(values, np.ones(window) / window, "valid")
             ax.plot(steps[window - 1 :], smooth, label=key)
         ax.set_xlabel("step")
         ax.legend()
-    axes[0].set_title("reconstruction of hidden tokens (squared error)")
+    axes[0].set_title("predictions (squared error, weighted)")
     axes[1].set_title("agreement of two views (InfoNCE; top-1)")
     figure.savefig(out.with_suffix(".png"), dpi=120)
     every = max(1, len(log) // 200)
@@ -209,6 +118,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="weights to begin with (encoder.safetensors)")
     parser.add_argument("--reconstruction-weight", type=float, default=1.0)
     parser.add_argument("--statistics-weight", type=float, default=1.0)
+    parser.add_argument("--teacher-weight", type=float, default=1.0, help="0: no teacher")
     parser.add_argument("--contrast-weight", type=float, default=0.5)
     parser.add_argument("--pooling", choices=("mean", "moments"), default="moments")
     parser.add_argument("--bands", choices=("same", "own"), default="same", help="of two views")
@@ -231,6 +141,8 @@ def main() -> None:
         contrast_weight=args.contrast_weight,
         reconstruction_weight=args.reconstruction_weight,
         statistics_weight=args.statistics_weight,
+        teacher_dim=COMPONENTS if args.teacher_weight else 0,
+        teacher_weight=args.teacher_weight,
         pooling=args.pooling,
     ).to(device)
     optimizers = make_optimizers(objective, args.peak, args.optimizer)
@@ -246,7 +158,10 @@ def main() -> None:
         first, log, cpu = state["step"], state["log"], state.get("cpu_hours", 0.0)
         print(f"resumed at step {first}", flush=True)
 
-    imagery = load_imagery(args.data, args.split)
+    teacher = None
+    if args.teacher_weight:
+        teacher = Teacher.load(args.data / "weights" / "galileo_nano", args.run.parent / "teacher")
+    imagery = load_imagery(args.data, args.split, teacher)
     print(
         f"{len(imagery.rgb)} RGB and {len(imagery.multispectral)} multispectral chips, "
         f"{len(imagery.large)} larger images; "
@@ -258,13 +173,14 @@ def main() -> None:
     if args.stop_after:
         last = min(last, first + args.stop_after)
     for step in range(first, last):
-        chips, gsd, generator = batch(imagery, step, args.batch)
+        chips, gsd, maps, generator = imagery.batch(step, args.batch)
         torch.manual_seed(step)
-        views, scales = zip(
+        views, scales, led = zip(
             *(
                 random_view(
                     chips.to(device),
                     gsd.to(device),
+                    None if maps is None else maps.to(device),
                     generator=generator,
                     least_area=args.least_area,
                 )
@@ -284,6 +200,7 @@ def main() -> None:
                 views,
                 (bands, others),
                 torch.stack(scales),
+                teacher=led,
                 noise=noise_level(step, args.noise_from, args.noise),
             )
         losses["loss"].backward()

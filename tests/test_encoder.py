@@ -84,7 +84,7 @@ def test_a_few_steps_of_pretraining_bring_the_loss_down() -> None:
     chips[:, 3:] = torch.nan
     losses = []
     for _ in range(30):
-        views, gsd = zip(
+        views, gsd, _ = zip(
             *(random_view(chips, torch.full((8,), 10.0), generator=generator) for _ in "ab"),
             strict=True,
         )

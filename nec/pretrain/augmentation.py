@@ -6,8 +6,13 @@ from torch import Tensor
 
 
 def random_view(
-    chips: Tensor, gsd: Tensor, *, generator: torch.Generator, least_area: float = 0.4
-) -> tuple[Tensor, Tensor]:
+    chips: Tensor,
+    gsd: Tensor,
+    maps: Tensor | None = None,
+    *,
+    generator: torch.Generator,
+    least_area: float = 0.4,
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return one random view of each chip: turn, flip, crop, gain and blur.
 
     Parameters
@@ -16,6 +21,8 @@ def random_view(
         Reflectance; a band that is missing is NaN throughout.
     gsd : Tensor of shape (n,)
         Ground sampling distance of the chips, metres.
+    maps : Tensor of shape (n, c, rows, columns), optional
+        What is known of the chips' places on a coarser grid; turned, flipped and cropped alike.
     generator : torch.Generator
         Source of randomness.
     least_area : float
@@ -24,8 +31,8 @@ def random_view(
     Returns
     -------
     tuple of Tensor
-        Views of the shape of `chips`, and their ground sampling distance: a crop that is
-        enlarged back to the chip's size has smaller pixels.
+        Views of the shape of `chips`, their ground sampling distance (a crop that is enlarged
+        back to the chip's size has smaller pixels), and the views of the maps.
     """
     n, band = chips.shape[:2]
 
@@ -45,8 +52,7 @@ def random_view(
         ),
         dim=1,
     ).to(chips.device)
-    grid = F.affine_grid(theta, list(chips.shape), align_corners=False)
-    view = F.grid_sample(chips, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    view = _warped(chips, theta)
     gain = uniform(0.9, 1.1, 1, 1, 1) * uniform(0.97, 1.03, band, 1, 1)
     view = view * gain.to(chips.device)
     blurred = torch.rand(n, generator=generator) < 0.2
@@ -56,7 +62,12 @@ def random_view(
         )
         view = view.clone()
         view[blurred] = soft
-    return view, gsd * scale.to(gsd.device)
+    return view, gsd * scale.to(gsd.device), None if maps is None else _warped(maps, theta)
+
+
+def _warped(images: Tensor, theta: Tensor) -> Tensor:
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
 def random_bands(present: list[int], *, generator: torch.Generator) -> list[int]:

@@ -1,4 +1,4 @@
-"""The pretraining objective: masked autoencoding, agreement of two views, patch statistics.
+"""The pretraining objective: masked autoencoding, agreement of views, statistics, a teacher.
 
 All act through the embedding head, because the head's output is what is shipped.
 
@@ -102,6 +102,11 @@ class MaskedContrast(nn.Module):
     statistics_weight : float
         Weight of the linear prediction of each seen token's `patch_statistics` from its
         embedding; bands that the encoder does not see are predicted too.
+    teacher_dim : int
+        Bands of the teacher's tokens; 0 for no teacher.
+    teacher_weight : float
+        Weight of the linear prediction of the teacher's tokens: those of seen places from the
+        embedding, those of hidden places from the decoder.
     pooling : {"mean", "moments"}
         What of a view's embeddings InfoNCE compares: their mean, or mean and deviation.
     """
@@ -116,6 +121,8 @@ class MaskedContrast(nn.Module):
         temperature: float = 0.2,
         reconstruction_weight: float = 1.0,
         statistics_weight: float = 1.0,
+        teacher_dim: int = 0,
+        teacher_weight: float = 1.0,
         pooling: str = "moments",
         decoder_width: int = 128,
         decoder_depth: int = 1,
@@ -126,6 +133,7 @@ class MaskedContrast(nn.Module):
         self.contrast_weight, self.temperature = contrast_weight, temperature
         self.reconstruction_weight = reconstruction_weight
         self.statistics_weight = statistics_weight
+        self.teacher_dim, self.teacher_weight = teacher_dim, teacher_weight
         self.pooling = pooling
         config = network.config
         self.decoder_heads = decoder_width // 32
@@ -134,11 +142,11 @@ class MaskedContrast(nn.Module):
         self.decoder = nn.ModuleList(
             Block(decoder_width, self.decoder_heads) for _ in range(decoder_depth)
         )
-        outputs = len(config.bands) * (config.patch_size**2 + 2)
+        outputs = len(config.bands) * (config.patch_size**2 + 2) + teacher_dim
         self.predictor = nn.Sequential(
             nn.LayerNorm(decoder_width), nn.Linear(decoder_width, outputs)
         )
-        self.describe = nn.Linear(config.dim, len(config.bands) * STATISTICS)
+        self.describe = nn.Linear(config.dim, len(config.bands) * STATISTICS + teacher_dim)
         self.projector = nn.Sequential(
             nn.Linear(config.dim * (1 if pooling == "mean" else 2), 256),
             nn.BatchNorm1d(256),
@@ -152,6 +160,7 @@ class MaskedContrast(nn.Module):
         inputs: tuple[list[int], list[int]],
         gsd: Tensor,
         *,
+        teacher: tuple[Tensor | None, Tensor | None] = (None, None),
         noise: float = 0.0,
     ) -> dict[str, Tensor]:
         """Return the losses of a batch.
@@ -164,6 +173,8 @@ class MaskedContrast(nn.Module):
             Projections of the bands that the encoder sees, for each view.
         gsd : Tensor of shape (2, n)
             Ground sampling distance of each view, metres.
+        teacher : two Tensors of shape (n, teacher_dim, y / patch, x / patch), optional
+            The teacher's tokens of each view.
         noise : float
             Variance of the uniform noise that a codec's rounding is taken for, as a fraction
             of the mean variance of the embedding's bands; all losses act through it.
@@ -171,8 +182,8 @@ class MaskedContrast(nn.Module):
         present = [i for i in range(views[0].shape[1]) if not torch.isnan(views[0][0, i, 0, 0])]
         reconstruction: list[Tensor] = []
         pooled: list[Tensor] = []
-        for view, index, scale in zip(views, inputs, gsd, strict=True):
-            embedding, loss = self._masked(view, index, scale, present, noise)
+        for view, index, scale, lead in zip(views, inputs, gsd, teacher, strict=True):
+            embedding, loss = self._masked(view, index, scale, present, lead, noise)
             reconstruction.append(loss)
             pooled.append(F.normalize(self.projector(self._pool(embedding)).float(), dim=-1))
         similarity = pooled[0] @ pooled[1].T / self.temperature
@@ -188,6 +199,7 @@ class MaskedContrast(nn.Module):
             "level": pixels[1],
             "texture": pixels[2],
             "statistics": pixels[3],
+            "teacher": pixels[4],
             "contrast": contrast,
             "agree": agree,
         }
@@ -200,7 +212,13 @@ class MaskedContrast(nn.Module):
         return torch.cat((mean, (embedding.float().var(1) + 1e-4).sqrt()), dim=-1)
 
     def _masked(
-        self, view: Tensor, index: list[int], gsd: Tensor, present: list[int], noise: float
+        self,
+        view: Tensor,
+        index: list[int],
+        gsd: Tensor,
+        present: list[int],
+        teacher: Tensor | None,
+        noise: float,
     ) -> tuple[Tensor, Tensor]:
         n, _, h, w = view.shape
         p = self.network.config.patch_size
@@ -227,22 +245,34 @@ class MaskedContrast(nn.Module):
         cos, sin = rotary_angles(where, width // self.decoder_heads)
         for block in self.decoder:
             x = block(x, cos, sin)
-        predicted = self.predictor(x[:, kept:]).view(n, asked, -1, p * p + 2)[:, :, present].float()
+        decoded = self.predictor(x[:, kept:]).float()
+        described = self.describe(embedding).float()
+        led = torch.zeros((), device=view.device)
+        if self.teacher_dim:
+            decoded, guessed = decoded.tensor_split((-self.teacher_dim,), -1)
+            described, told = described.tensor_split((-self.teacher_dim,), -1)
+            if teacher is not None:
+                goal = teacher.flatten(2).transpose(1, 2).float()
+                led = (told - gather_tokens(goal, seen)).square().mean()
+                led = (led + (guessed - gather_tokens(goal, hidden)).square().mean()) / 2
+        predicted = decoded.view(n, asked, -1, p * p + 2)[:, :, present]
         target = patch_targets(
             gather_tokens(patches.permute(0, 2, 1, 3).flatten(2), hidden).view(
                 n, asked, len(present), p * p
             )
         )
         error = (predicted - target).square()
-        described = self.describe(embedding).view(n, kept, -1, STATISTICS)[:, :, present].float()
         own = patches.gather(2, seen[:, None, :, None].expand(-1, len(present), -1, p * p))
-        misfit = described - patch_statistics(own.permute(0, 2, 1, 3))
+        misfit = described.view(n, kept, -1, STATISTICS)[:, :, present] - patch_statistics(
+            own.permute(0, 2, 1, 3)
+        )
         parts = torch.stack(
             (
                 self.reconstruction_weight * error[..., :-2].mean(),
                 self.reconstruction_weight * error[..., -2].mean(),
                 self.reconstruction_weight * error[..., -1].mean(),
                 self.statistics_weight * misfit.square().mean(),
+                self.teacher_weight * led,
             )
         )
         return embedding, parts

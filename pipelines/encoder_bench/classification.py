@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from galileo import GalileoEncoder, galileo_tokens
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
 
 from encoder_bench.filters import RandomFilters
-from encoder_bench.galileo import GalileoEncoder, galileo_tokens
 from encoder_bench.images import (
     ImageSet,
     eurosat_multispectral,

@@ -1,0 +1,102 @@
+"""Write the measured parts of docs/encoder.md.
+
+    python pipelines/write_encoder_page.py
+
+Reads ``docs/benchmarks/encoder.json`` (see ``bench_encoder.py``) and, where it is there,
+``pretraining.json`` (see ``bench_pretraining.py``).
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from encoder_bench.figure import tables
+from write_codec_page import percent, table
+from write_readme import replace_block
+
+
+def accuracies(found: dict[str, Any]) -> str:
+    """Return the table of one task."""
+    heads = [h for h in ("linear", "k-NN") if any(h in row for row in found["rows"].values())]
+    head = ("row", *(f"{h}, % (95 %)" for h in heads), "against ours, points")
+    if not heads:
+        head = ("row", "accuracy, % (95 %)", "mean IoU, % (95 %)", "accuracy against ours, points")
+    rows = [head]
+    for name, row in found["rows"].items():
+        if heads:
+            cells = [percent(row[h]["accuracy"]) if h in row else "" for h in heads]
+            first = row.get(heads[0], row)["accuracy"]
+        else:
+            cells = [percent(row[m]) for m in ("accuracy", "mean_iou")]
+            first = row["accuracy"]
+        difference = first.get("difference")
+        rows.append((name, *cells, "" if difference is None else percent(difference, "+")))
+    return f"**{found['task']}**\n\n{table(*rows)}"
+
+
+def compressibility(found: dict[str, Any]) -> str:
+    """Return accuracies by bytes, and bytes at equal accuracy."""
+    rows = [("row", "B a vector", "linear, % (95 %)", "k-NN, % (95 %)")]
+    rows += [
+        (
+            name,
+            f"{row['bytes_per_vector']:.3g}",
+            *(percent(row[h]["accuracy"]) for h in ("linear", "k-NN")),
+        )
+        for name, row in found["rows"].items()
+        if "bytes_per_vector" in row
+    ]
+    variants = list(next(iter(found["bytes_at_accuracy"].values())))
+    equal = [("linear probe at", *variants)]
+    for level, sizes in found["bytes_at_accuracy"].items():
+        cells = ("not reached" if s is None else f"{s:.3f} B" for s in sizes.values())
+        equal.append((f"{100 * float(level):.1f} %", *cells))
+    return f"{table(*rows)}\n\n{table(*equal)}"
+
+
+def speed(found: dict[str, Any], seams: dict[str, Any]) -> str:
+    """Return chips a second beside plain transformers, and how chips agree."""
+    rows = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
+    for name, count in found["parameters"].items():
+        cells = (f"{found[p][name]['chips_per_second']:.1f}" for p in ("float32", "bfloat16"))
+        rows.append((name, f"{count / 1e6:.2f} M", *cells))
+    moved = seams["relative_squared_distance"]
+    where = [("tokens from the nearest border", *moved)]
+    where.append(("squared distance over variance", *(f"{v:.4f}" for v in moved.values())))
+    return f"{table(*rows)}\n\n{table(*where)}"
+
+
+def recipe(found: dict[str, Any]) -> str:
+    """Return what each part of the recipe gives."""
+    rows = [("variant", "steps", "parameters", "linear, % (95 %)", "k-NN, % (95 %)")]
+    for name, row in found["rows"].items():
+        if "k-NN" not in row:
+            continue
+        run = found["training"].get(name)
+        size = ("", "") if run is None else (str(run["steps"]), f"{run['parameters'] / 1e6:.2f} M")
+        rows.append((name, *size, *(percent(row[h]["accuracy"]) for h in ("linear", "k-NN"))))
+    return table(*rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--page", type=Path, default=Path("docs/encoder.md"))
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    args = parser.parse_args()
+    text = args.page.read_text()
+    results = json.loads((args.folder / "encoder.json").read_text())
+    shown = [accuracies(found) for found in tables(results).values()]
+    text = replace_block(text, "accuracies", "\n\n".join(shown))
+    if "compressibility" in results:
+        text = replace_block(text, "compressibility", compressibility(results["compressibility"]))
+    if {"speed", "seams"} <= set(results):
+        text = replace_block(text, "speed", speed(results["speed"], results["seams"]))
+    ablation = args.folder / "pretraining.json"
+    if ablation.exists():
+        text = replace_block(text, "recipe", recipe(json.loads(ablation.read_text())))
+    args.page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
