@@ -109,8 +109,8 @@ def targets(sets: list[NDArray[np.float16]]) -> list[NDArray[np.float16]]:
     return [
         np.concatenate(
             [
-                np.einsum(
-                    "ndyx,dk->nkyx", part.astype(np.float32) - mean[:, None, None], scaled
+                np.moveaxis(
+                    (np.moveaxis(part, 1, -1).astype(np.float32) - mean) @ scaled, -1, 1
                 ).astype(np.float16)
                 for part in np.array_split(tokens, max(1, len(tokens) // 200))
             ]
