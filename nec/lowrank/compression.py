@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nec.lowrank.conversion import deploy, lowrank_layers, merge
@@ -21,8 +22,8 @@ class Compression:
     parameters, dense_parameters : int
         Of the whole model.
     operations, dense_operations : int or None
-        Floating-point operations of a forward pass of the whole model, matrix products and
-        convolutions, a multiplication with its addition as two.
+        Floating-point operations of a forward pass of the whole model: matrix products,
+        attention and convolutions, a multiplication with its addition as two.
     """
 
     layer_parameters: int
@@ -97,6 +98,7 @@ def _parameters(module: nn.Module) -> int:
 
 def _operations(model: nn.Module, inputs: tuple[object, ...]) -> int:
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    # The counter knows nothing of the CPU's fused attention; plain products it counts.
+    with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         model(*inputs)
     return int(counter.get_total_flops())

@@ -66,6 +66,11 @@ class LowRankTrainer:
     Autocast may enclose the closure's forward pass or the whole step; decompositions and the
     penalty run in float32. Gradient scaling for float16 is not supported: take bfloat16.
 
+    Adam moves every entry by about the learning rate, so a weight by that times the root of its
+    number of entries, and a core has few: it wants a larger rate than the dense layer had, up
+    to √(out · in) / (2 rank) times, as a parameter group of `lowrank_layers(model)`' cores or
+    for all. Where a rate is too small, what a cycle adds stays below `tau` and is cut off again.
+
     References
     ----------
     .. [1] Schotthöfer, Yang and Schnake, Dynamical Low-Rank Compression of Neural Networks with
