@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from nec.errors import LowRankError
-from nec.lowrank.layers import LowRankConv2d, LowRankLayer, LowRankLinear, Rank
+from nec.lowrank.bases import Rank
+from nec.lowrank.layers import LowRankConv2d, LowRankLayer, LowRankLinear
 
 # Glob patterns of dotted layer names, or a predicate of name and layer.
 Selection = str | Sequence[str] | Callable[[str, nn.Module], bool]

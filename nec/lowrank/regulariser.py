@@ -11,8 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nec.lowrank.bases import unfold, working_dtype
 from nec.lowrank.conversion import lowrank_layers
-from nec.lowrank.layers import unfold, working_dtype
 
 
 def spectral_penalty(core: Tensor) -> Tensor:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nec.errors import LowRankError
+from nec.lowrank.bases import BasisChange, Rank
 from nec.lowrank.conversion import lowrank_layers
-from nec.lowrank.layers import BasisChange, LowRankLayer, Rank
+from nec.lowrank.layers import LowRankLayer
 from nec.lowrank.regulariser import penalty
 
 # State of an optimiser that is linear in past gradients, and that which is quadratic.
