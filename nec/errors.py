@@ -38,6 +38,10 @@ class StoreError(NecError, OSError):
     """A store cannot be written or read: sealed, foreign, damaged, incomplete."""
 
 
+class LowRankError(NecError, ValueError):
+    """A network cannot be converted to low rank, or its training cannot go on."""
+
+
 class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
 
