@@ -70,7 +70,9 @@ def embedding_shift(
     chunk: int = 256,
     generator: torch.Generator | None = None,
 ) -> EmbeddingShift:
-    """Attack images so that their embeddings move as far as they can: PGD on the distance.
+    """Attack images so that their embeddings move as far as they can.
+
+    PGD on the distance, with steps from 2 epsilon down to 0.
 
     Parameters
     ----------
@@ -78,6 +80,7 @@ def embedding_shift(
         (n, ...) images to (n, d) embeddings, differentiable; see `scene_embedding`.
     x : Tensor of shape (n, ...), floating
         At least two images within [low, high]; the more, the better is the spread known.
+        All their (n, n) distances are held at once.
     epsilon, norm, low, high
         Budget and valid range, in pixel units.
     where : Tensor, optional
@@ -200,7 +203,6 @@ class _Climb:
         with torch.no_grad():
             clean = _rows(self.embed, x, self.metric)
         best, furthest = x, torch.full((len(x),), -1.0, dtype=clean.dtype, device=x.device)
-        length = 2.5 * self.epsilon / self.steps
         for _ in range(self.restarts):
             # The distance has no gradient at the image itself.
             point = self.start(x, generator)
@@ -211,6 +213,8 @@ class _Climb:
                 furthest = torch.where(further, distance, furthest)
                 if step < self.steps:
                     move = steepest(gradient * self.free, self.norm)
+                    # Long steps first: those across the ball find the direction that counts.
+                    length = 2 * self.epsilon * (1 - step / self.steps)
                     point = self._inside(x, point + length * move)
         return best
 

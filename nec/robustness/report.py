@@ -43,11 +43,17 @@ MASKED = {
 
 
 class Mean(NamedTuple):
-    """A mean over images with its 95 % bootstrap interval, and how many images have a value."""
+    """A mean over images with its 95 % bootstrap interval, and what it does not tell.
+
+    `median` and `zeros`, the share of images at exactly zero, show saturation: it silences most
+    gradients and makes the few others larger. `images` have a value.
+    """
 
     mean: float
     low: float
     high: float
+    median: float
+    zeros: float
     images: int
 
 
@@ -105,18 +111,20 @@ class MaskingReport:
     def table(self) -> str:
         """Return a markdown table, one row a measure."""
         lines = [
-            "| measure | mean (95 %) | images | masking makes it | seconds | evaluations |",
-            "|---|---|---|---|---|---|",
+            "| measure | mean (95 %) | median | zero | images | masking makes it | seconds "
+            "| evaluations |",
+            "|---|---|---|---|---|---|---|---|",
         ]
         for name, mean in self.means().items():
             cost = self.costs[name]
             lines.append(
                 f"| {name.replace('_', ' ')} | {mean.mean:.3g} ({mean.low:.3g} to {mean.high:.3g})"
-                f" | {mean.images} | {MASKED[name]} | {cost.seconds:.2f} | {cost.images} |"
+                f" | {mean.median:.3g} | {mean.zeros:.0%} | {mean.images} | {MASKED[name]} | "
+                f"{cost.seconds:.2f} | {cost.images} |"
             )
         if self.strong is not None:
             lines.append(
-                f"| accuracy under the strong attack | {self.robust_accuracy:.3g} | "
+                f"| accuracy under the strong attack | {self.robust_accuracy:.3g} | | | "
                 f"{len(next(iter(self.values.values())))} | | {self.strong.seconds:.2f} | "
                 f"{self.strong.images} |"
             )
@@ -133,10 +141,8 @@ class MaskingReport:
             "logit_margin": self.margin,
         }
         for name, mean in self.means().items():
-            numbers = [None if np.isnan(value) else value for value in mean[:3]]
             row[name] = {
-                **dict(zip(("mean", "low", "high"), numbers, strict=True)),
-                "images": mean.images,
+                key: None if np.isnan(number) else number for key, number in mean._asdict().items()
             }
         row["seconds"] = sum(cost.seconds for cost in self.costs.values())
         row["strong_attack_seconds"] = None if self.strong is None else self.strong.seconds
@@ -228,16 +234,17 @@ def masking_report(
         "pgd_collinearity": lambda: pgd_collinearity(counted, x, epsilon=epsilon, **ball),
         "gradient_information": lambda: gradient_information(counted, x, **ball),
     }
+    # First, so that no measure pays for warming up.
+    with torch.no_grad():
+        parts = [logits_of(model, x[i : i + chunk]) for i in range(0, len(x), chunk)]
+    logits = torch.cat(parts)
+    answer = logits.argmax(1)
     values, costs = {}, {}
     for measure, run in measures.items():
         counted.images, start = 0, time.perf_counter()
         # Bringing numbers to the processor waits for the device.
         values[measure] = run().detach().double().cpu().numpy()
         costs[measure] = Cost(time.perf_counter() - start, counted.images)
-    with torch.no_grad():
-        parts = [logits_of(model, x[i : i + chunk]) for i in range(0, len(x), chunk)]
-    logits = torch.cat(parts)
-    answer = logits.argmax(1)
     cost, robust = None, None
     if compare:
         attack = strong or APGD(epsilon=epsilon, **ball)
@@ -263,11 +270,19 @@ def bootstrap(values: NDArray[np.float64], *, resamples: int = 2000, seed: int =
     """Average what is not NaN, with a 95 % percentile bootstrap interval over images."""
     known = values[~np.isnan(values)]
     if not known.size:
-        return Mean(float("nan"), float("nan"), float("nan"), 0)
+        nan = float("nan")
+        return Mean(nan, nan, nan, nan, nan, 0)
     rng = np.random.default_rng(seed)
     means = [known[rng.integers(known.size, size=known.size)].mean() for _ in range(resamples)]
     low, high = np.quantile(means, (0.025, 0.975))
-    return Mean(float(known.mean()), float(low), float(high), int(known.size))
+    return Mean(
+        float(known.mean()),
+        float(low),
+        float(high),
+        float(np.median(known)),
+        float((known == 0).mean()),
+        int(known.size),
+    )
 
 
 def plot_reports(reports: list[MaskingReport], path: str | Path) -> None:

@@ -174,7 +174,8 @@ def check_images(x: Tensor, low: float, high: float) -> None:
     if not bool(torch.isfinite(x).all()):
         raise RobustnessError("images hold NaN or infinities", "fill missing pixels first")
     least, most = x.min().item(), x.max().item()
-    if least < low or most > high:
+    # In the images' own precision: float32 has no 0.3.
+    if least < x.new_tensor(low).item() or most > x.new_tensor(high).item():
         raise RobustnessError(
             f"images have values in [{least:.4g}, {most:.4g}], outside of [{low}, {high}]",
             "pass low= and high= in the units of the images, or clip them",
@@ -281,7 +282,7 @@ def slope_at(model: Model, point: Tensor, y: Tensor, objective: Objective) -> Sl
         logits = logits_of(model, point, y)
         value = objective(logits, point).sum()
         gradient = None
-        if value.requires_grad:
+        if logits.requires_grad:
             (gradient,) = torch.autograd.grad(value, point, allow_unused=True)
     if gradient is None:
         raise RobustnessError(

@@ -149,7 +149,8 @@ class PGD(Attack):
 class Jitter(PGD):
     """PGD on the Jitter loss [4]_: rescaled logits, noise on the probabilities.
 
-    Rescaling undoes saturated logits; noise leads to other wrong classes than the nearest.
+    Rescaling undoes saturated logits; noise leads to other wrong classes than the nearest,
+    which takes many classes: with few, less noise is stronger.
     Points are compared by their margin, which is free of noise. The authors climb with APGD's
     schedule, here steps are PGD's, as in other implementations of it.
 

@@ -177,6 +177,6 @@ def _hill(height: int, width: int, like: Tensor) -> Tensor:
 def _hills(edge: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Two hills of opposite sign side by side or one above the other, of length one."""
     half = edge // 2
-    hills = torch.cat((_hill(half, edge, like), -_hill(edge - half, edge, like)))
-    hills = hills / hills.norm()
+    pair = torch.cat((_hill(half, edge, like), -_hill(edge - half, edge, like)))
+    hills: Tensor = pair / pair.norm()
     return hills.T if bool(uniform((1,), like, generator) < 0.5) else hills
