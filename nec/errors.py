@@ -46,6 +46,10 @@ class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
 
 
+class RobustnessError(NecError, ValueError):
+    """An attack or a measure of robustness cannot be run on this model or these images."""
+
+
 # The extra that brings each library that the core install lacks.
 _EXTRAS = {
     "torch": "encode",
