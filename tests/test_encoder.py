@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import nec
 from nec.encoders import Encoder
@@ -73,25 +74,40 @@ def test_tiling_covers_the_image_once_and_keeps_holes(encoder: Encoder) -> None:
         embed_image(encoder, image[:, :-4], bands=bands, gsd=10.0, tiling=tiling)
 
 
-def test_a_few_steps_of_pretraining_bring_the_loss_down() -> None:
+def test_a_few_steps_of_pretraining_bring_the_losses_down() -> None:
     torch.manual_seed(0)
     config = VisionTransformerConfig(width=48, depth=2, heads=2, dim=16)
-    objective = MaskedContrast(VisionTransformer(config), decoder_width=32)
+    objective = MaskedContrast(VisionTransformer(config), decoder_width=32, teacher_dim=3)
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
     ramp = torch.linspace(0, 1, 32)
     chips = torch.rand(8, 6, 1, 1) * 0.3 + 0.1 * ramp[:, None] * torch.rand(8, 6, 1, 32)
     chips[:, 3:] = torch.nan
+    maps = 5 * F.avg_pool2d(chips[:, :3], 4)
     losses = []
     for _ in range(30):
-        views, gsd, _ = zip(
-            *(random_view(chips, torch.full((8,), 10.0), generator=generator) for _ in "ab"),
+        views, gsd, teacher = zip(
+            *(random_view(chips, torch.full((8,), 10.0), maps, generator=generator) for _ in "ab"),
             strict=True,
         )
         bands = tuple(random_bands([0, 1, 2], generator=generator) for _ in "ab")
-        parts = objective(views, bands, torch.stack(gsd))
+        parts = objective(views, bands, torch.stack(gsd), teacher=teacher, noise=0.03)
         optimizer.zero_grad()
         parts["loss"].backward()
         optimizer.step()
-        losses.append(parts["loss"].item())
-    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+        losses.append([parts[key].item() for key in ("loss", "teacher")])
+    first, last = np.mean(losses[:3], axis=0), np.mean(losses[-5:], axis=0)
+    assert (last < 0.6 * first).all()
+
+
+def test_maps_turn_and_crop_as_their_chips_do() -> None:
+    chips = torch.rand(6, 1, 32, 32)
+    maps = F.avg_pool2d(chips, 4)
+    generator = torch.Generator().manual_seed(3)
+    view, _, moved = random_view(
+        chips, torch.full((6,), 10.0), maps, generator=generator, least_area=1.0
+    )
+    means = F.avg_pool2d(view, 4)
+    # Gain and blur are the view's alone: what stays is where things are.
+    for one, other in zip(means, moved, strict=True):
+        assert torch.corrcoef(torch.stack((one.flatten(), other.flatten())))[0, 1] > 0.95
