@@ -83,8 +83,13 @@ def card_text(card: dict) -> str:
     """Return the model card for people."""
     encoder, training = card["encoder"], card["training"]
     commands = "\n".join(training["commands"])
+    taught = (
+        ", and distillation of Galileo-nano's tokens (Tseng et al., ICML 2025; weights MIT)"
+        if float(training["teacher_weight"])
+        else ""
+    )
     noise = (
-        f", through noise of {float(training['noise']):.0%} of the embedding's variance in the "
+        f"; through noise of {float(training['noise']):.0%} of the embedding's variance in the "
         f"steps after {training['noise_from']}, as a codec's rounding makes it"
         if float(training["noise"])
         else ""
@@ -104,8 +109,8 @@ reflectance 0 to 1.
 - **Data**: {training["data"]}.
 - **Training**: {training["steps"]} steps of {training["batch"]} chips, seed {training["seed"]},
   {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a quarter of their
-  tokens; reconstruction of hidden tokens, agreement of the views, and a linear prediction of each
-  patch's colour and texture from its embedding{noise}. The weights are a running average. Loss
+  tokens; reconstruction of hidden tokens, agreement of the views, a linear prediction of each
+  patch's colour and texture from its embedding{taught}{noise}. The weights are a running average. Loss
   curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
   `docs/benchmarks/pretraining.json`.
 
@@ -172,6 +177,7 @@ def main() -> None:
             "batch": recipe["batch"],
             "noise": recipe["noise"],
             "noise_from": recipe["noise_from"],
+            "teacher_weight": recipe["teacher_weight"],
             "cpu_hours": state["cpu_hours"],
             "seed": 0,
             "data": "EuroSAT RGB and multispectral, the training side of "

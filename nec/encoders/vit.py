@@ -19,6 +19,11 @@ from torch import Tensor, nn
 from nec.errors import ModelError
 
 
+# Metres. A linear map of the logarithm says nothing sensible of scales that it never saw: images
+# beyond are taken for the nearest that were trained on.
+GSD_RANGE = (5.0, 40.0)
+
+
 @dataclass(frozen=True)
 class VisionTransformerConfig:
     """Shape of a `VisionTransformer`.
@@ -161,7 +166,7 @@ class VisionTransformer(nn.Module):
         n, b, t, p = patches.shape
         weight = self.band_projection[index].reshape(b * p, -1) / b
         x = patches.permute(0, 2, 1, 3).reshape(n, t, b * p) @ weight
-        log_gsd = torch.log(gsd / 10.0)
+        log_gsd = torch.log(gsd.clamp(*GSD_RANGE) / 10.0)
         scale = torch.stack((log_gsd, log_gsd.sin(), log_gsd.cos()), dim=-1)
         bias = self.band_embedding[index].mean(0) + self.gsd_embedding(scale)
         return x + bias[:, None]
