@@ -110,8 +110,8 @@ reflectance 0 to 1.
 - **Training**: {training["steps"]} steps of {training["batch"]} chips, seed {training["seed"]},
   {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a quarter of their
   tokens; reconstruction of hidden tokens, agreement of the views, a linear prediction of each
-  patch's colour and texture from its embedding{taught}{noise}. The weights are a running average. Loss
-  curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
+  patch's colour and texture from its embedding{taught}{noise}. The weights
+  are a running average. Loss curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
   `docs/benchmarks/pretraining.json`.
 
 ```sh

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from nec.errors import ModelError
 
-
 # Metres. A linear map of the logarithm says nothing sensible of scales that it never saw: images
 # beyond are taken for the nearest that were trained on.
 GSD_RANGE = (5.0, 40.0)
