@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from encoder_bench.images import eurosat_rgb, pooled
-from encoder_bench.probes import Row, probe
+from encoder_bench.probes import probe
+from numpy.typing import NDArray
 from safetensors.torch import load_file
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
@@ -26,6 +27,7 @@ from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionT
 REFERENCE = "recipe"
 VARIANTS: dict[str, list[str]] = {
     REFERENCE: [],
+    "without a teacher": ["--teacher-weight", "0"],
     "without agreement of views": ["--contrast-weight", "0"],
     "without reconstruction": ["--reconstruction-weight", "0"],
     "without patch statistics": ["--statistics-weight", "0"],
@@ -91,7 +93,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/pretraining"))
     args = parser.parse_args()
     images = eurosat_rgb(args.data, args.split)
-    rows: dict[str, Row] = {}
+    rows: dict[str, NDArray[np.float32]] = {}
     training: dict[str, Any] = {}
     for name, (steps, width, extra) in variants(args.steps).items():
         run = args.runs / name.replace(" ", "_")
@@ -100,7 +102,7 @@ def main() -> None:
             print(f"== {name}", flush=True)
             train(args.data, run, steps, args.batch, extra)
             np.save(vectors, pooled(encoder_of(run, width), images))
-        rows[name] = Row(np.load(vectors))
+        rows[name] = np.load(vectors)
         training[name] = {
             "steps": steps,
             "width": width,
@@ -109,7 +111,7 @@ def main() -> None:
         }
     torch.manual_seed(0)
     untrained = VisionTransformerEncoder("untrained", VisionTransformer(), precision="bfloat16")
-    rows["untrained"] = Row(pooled(untrained, images))
+    rows["untrained"] = pooled(untrained, images)
     rng = np.random.default_rng(SEED)
     pool, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
     splits = [

@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--init", type=Path, help="weights to begin with (encoder.safetensors)")
     parser.add_argument("--reconstruction-weight", type=float, default=1.0)
     parser.add_argument("--statistics-weight", type=float, default=1.0)
-    parser.add_argument("--teacher-weight", type=float, default=1.0, help="0: no teacher")
+    parser.add_argument("--teacher-weight", type=float, default=2.0, help="0: no teacher")
     parser.add_argument("--contrast-weight", type=float, default=0.5)
     parser.add_argument("--pooling", choices=("mean", "moments"), default="moments")
     parser.add_argument("--bands", choices=("same", "own"), default="same", help="of two views")

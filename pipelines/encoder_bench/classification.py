@@ -18,7 +18,7 @@ from encoder_bench.images import (
     pooled,
     ucmerced,
 )
-from encoder_bench.probes import Row, Split, probe
+from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
 
 RESAMPLES, LABELS = 10, 6000
@@ -31,21 +31,19 @@ OURS = "embedding, mean and deviation"
 
 def rows_of(
     images: ImageSet, encoder: Encoder, twin: Encoder, train: NDArray[np.bool_]
-) -> dict[str, Row]:
+) -> dict[str, NDArray[np.float32]]:
     """Return the vectors of every row; filters are drawn from the training images alone."""
     ours, untrained = pooled(encoder, images), pooled(twin, images)
     display = _display(images)
     statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
     filters = RandomFilters(display[train])(display)
     return {
-        OURS: Row(ours),
-        "embedding, mean": Row(ours[:, : encoder.dim]),
-        "untrained twin, mean and deviation": Row(untrained),
-        "pixel statistics": Row(statistics, "euclidean"),
-        "random filters": Row(filters, "euclidean"),
-        "pixel statistics and random filters": Row(
-            np.concatenate([statistics, filters], axis=1), "euclidean"
-        ),
+        OURS: ours,
+        "embedding, mean": ours[:, : encoder.dim],
+        "untrained twin, mean and deviation": untrained,
+        "pixel statistics": statistics,
+        "random filters": filters,
+        "pixel statistics and random filters": np.concatenate([statistics, filters], axis=1),
     }
 
 
@@ -93,8 +91,8 @@ def bench_eurosat_multispectral(
         galileo_tokens(galileo, part * 1e4, images.bands)
         for part in np.array_split(images.images, 20)
     ]
-    rows["Galileo-nano tokens, mean and deviation"] = Row(
-        np.concatenate([moments(np.moveaxis(t, -1, 1)) for t in tokens])
+    rows["Galileo-nano tokens, mean and deviation"] = np.concatenate(
+        [moments(np.moveaxis(t, -1, 1)) for t in tokens]
     )
     return {
         "task": "EuroSAT multispectral, 7 bands, 10 classes; test pool of the split, by blocks of "

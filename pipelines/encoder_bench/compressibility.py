@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens, moments
-from encoder_bench.probes import Row, probe
+from encoder_bench.probes import probe
 from nec.compressor import Compressor
 from nec.encoders import Encoder
 from nec.encoders.vit import VisionTransformer, VisionTransformerEncoder, compand, token_positions
@@ -80,11 +80,11 @@ def bench_compressibility(
         images.place[keep],
     )
     train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
-    rows: dict[str, Row] = {}
+    rows: dict[str, NDArray[np.float32]] = {}
     sizes: dict[str, float] = {}
     for name, encoder in variants.items():
         for row, (vectors, size) in _decoded(encoder, images, rng.permutation(train)).items():
-            rows[f"{name}, {row}"], sizes[f"{name}, {row}"] = Row(vectors), size
+            rows[f"{name}, {row}"], sizes[f"{name}, {row}"] = vectors, size
     splits = [
         (np.sort(rng.choice(train, LABELS * 3 // 4, replace=False)), test) for _ in range(RESAMPLES)
     ]

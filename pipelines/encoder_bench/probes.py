@@ -1,12 +1,12 @@
 """Linear and nearest-neighbour probes over resamples of the training labels."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from nec.heads import SceneClassifier
@@ -18,23 +18,8 @@ SEED = 11
 Split = tuple[NDArray[np.intp], NDArray[np.intp]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Vectors of one row of a table.
-
-    Attributes
-    ----------
-    vectors : ndarray of shape (n, d), float32
-    metric : {"cosine", "euclidean"}
-        What is near; hand-made statistics are standardised first, and euclidean.
-    """
-
-    vectors: NDArray[np.float32]
-    metric: str = "cosine"
-
-
 def probe(
-    rows: Mapping[str, Row],
+    rows: Mapping[str, NDArray[np.float32]],
     labels: NDArray[Any],
     splits: list[Split],
     units: NDArray[np.intp],
@@ -43,12 +28,13 @@ def probe(
 ) -> dict[str, dict[str, Any]]:
     """Fit both heads to each row on each split; accuracies with paired intervals.
 
-    Hyperparameters are chosen by row on a fifth of the first split's training labels. The
-    predictions of all splits that test an image count.
+    Hyperparameters are chosen by row on a fifth of the first split's training labels: the
+    penalty of the linear probe; the number of neighbours, the metric, and whether vectors are
+    standardised first. The predictions of all splits that test an image count.
 
     Parameters
     ----------
-    rows : mapping of str to Row
+    rows : mapping of str to ndarray of shape (n, d)
     labels : ndarray of shape (n,)
     splits : list of (training index, test index)
     units : ndarray of shape (n,), int
@@ -65,17 +51,14 @@ def probe(
     table: dict[str, dict[str, Any]] = {}
     for head in ("linear", "k-NN"):
         counts, chosen = {}, {}
-        for name, row in rows.items():
-            X = row.vectors
-            if row.metric == "euclidean":
-                X = StandardScaler().fit(X[splits[0][0]]).transform(X)
-            estimator = _tuned(head, X, truth, splits[0][0], row.metric)
+        for name, X in rows.items():
+            estimator = _tuned(head, X, truth, splits[0][0])
             total = np.zeros((len(names), len(classes), len(classes)), np.float32)
             for train, test in splits:
                 found = estimator.fit(X[train], truth[train]).predict(X[test])
                 total += confusions(truth[test], found, place[test], shape)
             counts[name] = total
-            chosen[name] = estimator.C if head == "linear" else estimator.n_neighbors
+            chosen[name] = _said(estimator)
         if head == "linear":
             total = np.zeros_like(next(iter(counts.values())))
             for train, test in splits:
@@ -89,20 +72,37 @@ def probe(
     return table
 
 
+def _candidates(head: str, count: int) -> list[Pipeline]:
+    if head == "linear":
+        return [make_pipeline(SceneClassifier(C=C, max_iter=300)) for C in STRENGTHS]
+    return [
+        make_pipeline(scaler, SceneClassifier(method="knn", n_neighbors=k, metric=metric))
+        for scaler in ("passthrough", StandardScaler())
+        for metric in ("cosine", "euclidean")
+        for k in NEIGHBOURS
+        if k <= count
+    ]
+
+
 def _tuned(
-    head: str, X: NDArray[np.float32], truth: NDArray[np.intp], train: NDArray[np.intp], metric: str
-) -> SceneClassifier:
+    head: str, X: NDArray[np.float32], truth: NDArray[np.intp], train: NDArray[np.intp]
+) -> Pipeline:
     order = np.random.default_rng(SEED).permutation(train)
     validation, fitted = np.split(order, [len(order) // 5])
-    if head == "linear":
-        candidates = [SceneClassifier(C=C, max_iter=300) for C in STRENGTHS]
-    else:
-        candidates = [
-            SceneClassifier(method="knn", n_neighbors=k, metric=metric)
-            for k in NEIGHBOURS
-            if k <= len(fitted)
-        ]
+    candidates = _candidates(head, len(fitted))
     scores = [
         c.fit(X[fitted], truth[fitted]).score(X[validation], truth[validation]) for c in candidates
     ]
     return candidates[int(np.argmax(scores))]
+
+
+def _said(estimator: Pipeline) -> dict[str, Any]:
+    """Return the hyperparameters that were chosen."""
+    last = estimator[-1]
+    if last.method == "linear":
+        return {"C": last.C}
+    return {
+        "n_neighbors": last.n_neighbors,
+        "metric": last.metric,
+        "standardised": len(estimator) > 1 and isinstance(estimator[0], StandardScaler),
+    }
