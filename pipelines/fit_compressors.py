@@ -112,7 +112,7 @@ reflectance 0 to 1.
   tokens; reconstruction of hidden tokens, agreement of the views, a linear prediction of each
   patch's colour and texture from its embedding{taught}{noise}. The weights
   are a running average. Loss curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
-  `docs/benchmarks/pretraining.json`.
+  `docs/encoder.md`.
 
 ```sh
 {commands}
