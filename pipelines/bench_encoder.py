@@ -14,24 +14,22 @@ import logging
 import os
 import platform
 import time
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from encoder_bench.classification import (
     bench_eurosat_multispectral,
     bench_eurosat_rgb,
     bench_ucmerced,
 )
-from encoder_bench.compressibility import HeadlessEncoder, bench_compressibility
+from encoder_bench.compressibility import bench_compressibility
 from encoder_bench.dense import bench_flood, bench_terramesh
+from encoder_bench.encoders import HeadlessEncoder, encoder_of
 from encoder_bench.figure import draw
 from encoder_bench.speed import bench_seams, bench_speed
-from safetensors.torch import load_file
 
-from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.encoders.vit import VisionTransformerConfig
 from nec.model import load_model, sha256_of
 
 PARTS = (
@@ -39,17 +37,6 @@ PARTS = (
     *("compressibility", "speed", "seams"),
 )
 PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
-TWIN_SEED = 0
-
-
-def encoder_of(weights: Path | None, config: VisionTransformerConfig) -> VisionTransformerEncoder:
-    """Return the network with these weights, or those that it starts training from."""
-    torch.manual_seed(TWIN_SEED)
-    network = VisionTransformer(config)
-    if weights is not None:
-        network.load_state_dict({k: v.float() for k, v in load_file(weights).items()})
-    name = "untrained" if weights is None else weights.parent.name
-    return VisionTransformerEncoder(name, network, precision="bfloat16")
 
 
 def main() -> None:
@@ -69,7 +56,7 @@ def main() -> None:
         model = load_model("nec-tiny")
         encoder, digest = model.encoder, model.weights_sha256
     config = encoder.network.config
-    twin = encoder_of(None, replace(config))
+    twin = encoder_of(None, config)
     variants = {"noise-trained": encoder, "no head, 192-d": HeadlessEncoder(encoder)}
     if args.noiseless:
         plain = encoder_of(args.noiseless, config)

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from encoder_bench.encoders import encoder_of
 from main_job.figure import draw
 from main_job.images import bench_images
 from main_job.points import bench_points
@@ -28,22 +29,10 @@ from main_job.tables import show
 
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling
-from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
 from nec.model import Model, load_model
 
 PACKAGES = ("nec", "numpy", "torch", "zarr", "xarray", "scikit-learn", "rasterio", "numba")
 PARTS = ("scenes", "segmentation", "points", "images")
-TWIN_SEED = 0
-
-
-def untrained_twin(model: Model) -> Encoder:
-    """Return the model's network with the weights that it starts training from."""
-    torch.manual_seed(TWIN_SEED)
-    config = dict(model.card["encoder"])
-    network = VisionTransformer(
-        VisionTransformerConfig(**config | {"bands": tuple(config["bands"])})
-    )
-    return VisionTransformerEncoder("untrained", network, precision=model.precision)
 
 
 def circumstances(model: Model, data: Path, out: Path) -> dict[str, Any]:
@@ -91,7 +80,7 @@ def main() -> None:
     logging.getLogger("nec").setLevel(logging.ERROR)
     torch.set_num_threads(1)  # our own threads share the cores
     model = load_model(args.model)
-    twin = untrained_twin(model)
+    twin = encoder_of(None, model.encoder.network.config, precision=model.precision)
     results: dict[str, Any] = circumstances(model, args.data, args.out)
     seconds: dict[str, float] = {}
     folder = args.data / "scenes"

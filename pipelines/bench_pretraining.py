@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from encoder_bench.encoders import encoder_of
 from encoder_bench.images import eurosat_rgb, pooled
 from encoder_bench.probes import probe
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 
-from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.encoders.vit import VisionTransformerConfig
 
 REFERENCE = "recipe"
 VARIANTS: dict[str, list[str]] = {
@@ -56,11 +56,9 @@ def train(data: Path, run: Path, steps: int, batch: int, extra: list[str]) -> No
     subprocess.run([*command, "--plot", str(run / "curve"), *extra], check=True)
 
 
-def encoder_of(run: Path, width: int) -> VisionTransformerEncoder:
-    """Return the encoder of a finished run."""
-    network = VisionTransformer(VisionTransformerConfig(width=width, heads=width // 64))
-    network.load_state_dict(load_file(run / "encoder.safetensors"))
-    return VisionTransformerEncoder(run.name, network, precision="bfloat16")
+def config_of(width: int) -> VisionTransformerConfig:
+    """Return the shape of a network of this width."""
+    return VisionTransformerConfig(width=width, heads=width // 64)
 
 
 def draw(rows: dict[str, Any], out: Path) -> None:
@@ -101,7 +99,7 @@ def main() -> None:
         if not vectors.exists():
             print(f"== {name}", flush=True)
             train(args.data, run, steps, args.batch, extra)
-            np.save(vectors, pooled(encoder_of(run, width), images))
+            np.save(vectors, pooled(encoder_of(weights, config_of(width)), images))
         rows[name] = np.load(vectors)
         training[name] = {
             "steps": steps,
@@ -109,9 +107,7 @@ def main() -> None:
             "arguments": " ".join(extra),
             "parameters": sum(v.numel() for v in load_file(weights).values()),
         }
-    torch.manual_seed(0)
-    untrained = VisionTransformerEncoder("untrained", VisionTransformer(), precision="bfloat16")
-    rows["untrained"] = pooled(untrained, images)
+    rows["untrained"] = pooled(encoder_of(None, VisionTransformerConfig()), images)
     rng = np.random.default_rng(SEED)
     pool, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
     splits = [

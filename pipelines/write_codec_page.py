@@ -116,7 +116,12 @@ def speed(found: dict[str, Any]) -> str:
             rows.append((name, f"{row['MB_per_cpu_second']:,.0f} MB"))
     for name, row in found["coefficients"]["times"].items():
         rows.append((name, f"{row['Msymbols_per_cpu_second']:,.0f} M"))
-    return table(*rows)
+    threads = found["threads"]
+    return (
+        f"{table(*rows)}\n\nDecoding {threads['chunks']} chunks: two threads are "
+        f"{threads['two_against_one']:.2f} times as fast as one, two processes, which share no "
+        f"lock, {threads['two_processes_against_one']:.2f} times as fast as one."
+    )
 
 
 def subset(found: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from galileo import GalileoEncoder, galileo_tokens
+from main_job.images import moments
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
@@ -14,7 +15,6 @@ from encoder_bench.images import (
     ImageSet,
     eurosat_multispectral,
     eurosat_rgb,
-    moments,
     pooled,
     ucmerced,
 )

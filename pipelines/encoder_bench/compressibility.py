@@ -1,20 +1,18 @@
 """What an embedding costs at equal accuracy: with and without noise training, without the head."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+from main_job.images import moments
 from numpy.typing import NDArray
-from torch import Tensor
 
-from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens, moments
+from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens
 from encoder_bench.probes import probe
 from nec.compressor import Compressor
 from nec.encoders import Encoder
-from nec.encoders.vit import VisionTransformer, VisionTransformerEncoder, compand, token_positions
 
 # Bytes a vector on the fitting sample.
 RATES = (0.06, 0.15, 0.5, 1.5)
@@ -23,27 +21,6 @@ GAMMA = 0.125
 CHUNK, FITTED = 100, 1000
 LABELS, RESAMPLES = 4000, 3
 SEED = 17
-
-
-class HeadlessEncoder:
-    """The encoder of a network without its embedding head: the tokens of the last block."""
-
-    def __init__(self, encoder: VisionTransformerEncoder) -> None:
-        self.network: VisionTransformer = encoder.network
-        self.name, self.bands = f"{encoder.name}, no head", encoder.bands
-        self.patch_size, self.dim = encoder.patch_size, encoder.network.config.width
-
-    def embed(
-        self, chips: Tensor, *, bands: tuple[str, ...], gsd: float, time: Tensor | None = None
-    ) -> Tensor:
-        """Embed chips to (n, width, y / patch, x / patch)."""
-        del time
-        network, rows, columns = self.network, *(s // self.patch_size for s in chips.shape[2:])
-        with torch.inference_mode(), torch.autocast(chips.device.type, torch.bfloat16):
-            scale = torch.full((len(chips),), float(gsd))
-            x = network.tokens(network.patches(compand(chips)), network.band_index(bands), scale)
-            x = network.encode_tokens(x, token_positions(rows, columns))
-        return x.float().transpose(1, 2).reshape(len(chips), -1, rows, columns)
 
 
 @dataclass
@@ -71,13 +48,8 @@ def bench_compressibility(
     train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
     chosen = rng.permutation(train)[:LABELS]
     keep = np.sort(np.concatenate([chosen, test]))
-    images = ImageSet(
-        images.images[keep],
-        images.bands,
-        images.gsd,
-        images.labels[keep],
-        images.pool[keep],
-        images.place[keep],
+    images = replace(
+        images, **{k: getattr(images, k)[keep] for k in ("images", "labels", "pool", "place")}
     )
     train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
     rows: dict[str, NDArray[np.float32]] = {}

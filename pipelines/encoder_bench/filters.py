@@ -39,15 +39,15 @@ class RandomFilters:
             rng.integers(0, width, PATCHES),
         ].reshape(PATCHES, -1)
         normal = _normalised(picked)
-        self.centre = normal.mean(0)
+        centre = normal.mean(0)
         values, vectors = np.linalg.eigh(np.cov(normal.T))
         whitening = (vectors / np.sqrt(np.maximum(values, 0) + WHITENING)) @ vectors.T
-        white = (normal[rng.choice(PATCHES, COUNT, replace=False)] - self.centre) @ whitening
+        white = (normal[rng.choice(PATCHES, COUNT, replace=False)] - centre) @ whitening
         filters = white / np.linalg.norm(white, axis=1, keepdims=True)
         folded = whitening @ filters.T
         # Whitened patches have unit variance along every direction, so responses do.
         self.weight = torch.from_numpy(folded.T.reshape(COUNT, bands, EDGE, EDGE)).float()
-        self.bias = torch.from_numpy(-self.centre @ folded).float()
+        self.bias = torch.from_numpy(-centre @ folded).float()
         self.threshold = threshold
 
     def __call__(self, images: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
+from main_job.images import moments
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
@@ -103,11 +104,6 @@ def _set(
         np.array([r["set"] == "test" for r in rows]),
         np.full((len(rows), 3), np.nan) if place is None else place,
     )
-
-
-def moments(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return mean and deviation over the place of (n, d, y, x), as (n, 2 d)."""
-    return np.concatenate([tokens.mean((2, 3)), tokens.std((2, 3))], axis=1)
 
 
 def image_tokens(encoder: Encoder, images: ImageSet, at: slice) -> NDArray[np.float32]:
