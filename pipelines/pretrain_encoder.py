@@ -36,7 +36,7 @@ AVERAGE = 0.995
 RECIPE = (
     *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
     *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
-    *("teacher_weight", "least_area", "noise", "noise_from"),
+    *("teacher_weight", "least_area", "keep", "last_keep", "noise", "noise_from"),
 )
 
 
@@ -122,6 +122,8 @@ def main() -> None:
     parser.add_argument("--contrast-weight", type=float, default=0.5)
     parser.add_argument("--pooling", choices=("mean", "moments"), default="moments")
     parser.add_argument("--bands", choices=("same", "own"), default="same", help="of two views")
+    parser.add_argument("--keep", type=float, default=0.25, help="fraction of tokens seen")
+    parser.add_argument("--last-keep", type=float, default=0.5, help="the same in the cooldown")
     parser.add_argument("--least-area", type=float, default=0.4, help="of a view's crop")
     parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
     parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
@@ -188,7 +190,9 @@ def main() -> None:
             ),
             strict=True,
         )
-        present = [0, 1, 2] if step % 3 else list(range(6))
+        present = (~chips[0, :, 0, 0].isnan()).nonzero().flatten().tolist()
+        last_steps = step >= args.steps - args.cooldown
+        objective.keep = args.last_keep if last_steps else args.keep
         bands = random_bands(present, generator=generator)
         others = random_bands(present, generator=generator) if args.bands == "own" else bands
         for optimizer in optimizers:
