@@ -58,10 +58,10 @@ class Imagery:
     def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None, torch.Generator]:
         """Return chips (n, 6, y, x), GSD (n,) and the teacher's tokens of a step.
 
-        Missing bands are NaN. Steps are RGB photos and multispectral in turn; of the latter, in turn half
-        small chips and half cut from the larger images at 10, 20 and 30 m, or fewer, wider chips
-        cut from the larger images alone, so that the encoder is at ease with more tokens than a
-        small chip has.
+        Missing bands are NaN. Steps are RGB photos and multispectral in turn. Of the latter, in
+        turn: half small chips and half cut from the larger images at 10, 20 and 30 m; or fewer,
+        wider chips cut from the larger images alone, so that the encoder is at ease with more
+        tokens than a small chip has.
         """
         rng = np.random.default_rng(step)
         generator = torch.Generator().manual_seed(step)

@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
 from nec.heads import SceneClassifier, Segmenter, load_head, write_map
+from nec.heads.pooling import mean_and_roughness
 
 D, SIZE = 5, 24
 STEP, LEFT, TOP = 40.0, 300_020.0, 5_800_010.0
@@ -346,3 +347,24 @@ def test_labels_straight_from_a_store():
     head = SceneClassifier().fit(vectors, vectors.label)
     assert head.score(vectors, vectors.label) == 1
     assert list(head.classes_) == ["forest", "river"]
+
+
+def test_roughness_tells_texture_and_not_a_slope():
+    ramp = np.broadcast_to(np.arange(8.0), (8, 8))
+    stripes = np.broadcast_to(np.arange(8) % 2 * 7.0, (8, 8))
+    tokens = np.stack([ramp, stripes, np.full((8, 8), 3.5)])[:, None]
+    found = mean_and_roughness(tokens)
+    np.testing.assert_allclose(found[:, 0], 3.5)
+    # Half of the pairs are along the columns, and alike.
+    np.testing.assert_allclose(found[:, 1], [0.5**0.5, 7 * 0.5**0.5, 0])
+
+
+def test_missing_tokens_leave_the_roughness_of_the_others():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(2, 3, 6, 6)).astype(np.float32)
+    cut = tokens.copy()
+    cut[0, :, 4:] = np.nan
+    cut[1] = np.nan
+    found = mean_and_roughness(cut)
+    np.testing.assert_allclose(found[0], mean_and_roughness(tokens[:1, :, :4])[0], rtol=1e-6)
+    assert np.isnan(found[1]).all()
