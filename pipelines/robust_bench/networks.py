@@ -66,6 +66,13 @@ class VitClassifier(nn.Module):
         return self.head(self.encoder(images, [0, 1, 2], gsd).mean((2, 3)))
 
 
+def make(network: str, width: float, classes: int, moments: tuple[Tensor, Tensor]) -> nn.Module:
+    """Return "vgg" or "vit" with the weights that it starts from; `moments` as of `Vgg`."""
+    if network == "vgg":
+        return Vgg(width, classes, *moments)
+    return VitClassifier(width, classes)
+
+
 def parameters(model: nn.Module) -> int:
     """Count what is trained or stored."""
     return sum(p.numel() for p in model.parameters())
