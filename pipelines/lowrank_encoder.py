@@ -5,7 +5,7 @@
 Begins with a checkpoint of ``pretrain_encoder.py``, decoder and heads included, or with the weights
 alone (``encoder.safetensors``, such as nec-tiny's), beside which those heads are new and learn
 alone for ``--heads-first`` steps. The matrices of the blocks are converted at half of their rank
-and trained with truncation and the spectral penalty; their ranks are held below ``--cap``, at which
+and trained with truncation and the spectral penalty; the highest rank falls to ``--cap``, at which
 a network of nec-tiny's shape has a fifth of its parameters. In the last third, ranks and bases
 stay, and a running average of the weights is taken.
 
@@ -47,8 +47,9 @@ from nec.pretrain.objective import MaskedContrast
 
 # Layers that are converted: the matrices of the blocks.
 INCLUDE = "blocks.*"
-# Share of the steps at the end in which ranks and bases stay.
-SETTLED = 1 / 3
+# Share of the steps at the end in which ranks and bases stay, and of the steps at the beginning
+# in which the highest rank falls: at once it would undo most of what the encoder has learnt.
+SETTLED, FALLING = 1 / 3, 1 / 2
 START_RANK = 0.5
 
 
@@ -239,8 +240,9 @@ class Training:
             group["lr"] = group["peak"] * rate
 
         def closure() -> Tensor:
-            seen.update(losses_of(self.objective, imagery, self.step, args))
-            return seen["loss"]
+            losses = losses_of(self.objective, imagery, self.step, args)
+            seen.update({k: v.detach() for k, v in losses.items()})
+            return losses["loss"]
 
         if heads_only:
             closure().backward()
@@ -249,6 +251,9 @@ class Training:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         else:
+            start = START_RANK * network.config.width
+            left = max(0.0, 1 - self.step / (FALLING * args.steps))
+            self.trainer.max_rank = round(args.cap + left * (start - args.cap))
             self.trainer.adaptive = self.step < settled
             self.trainer.step(closure)
         if self.step == settled:
@@ -257,8 +262,8 @@ class Training:
             self.begin_average()
         if self.average is not None:
             self.average.update_parameters(network)
-        losses = {k: round(v.item(), 4) for k, v in seen.items()}
-        self.log.append({"step": self.step, "penalty": round(self.trainer.penalty, 4)} | losses)
+        said = {k: round(v.item(), 4) for k, v in seen.items()}
+        self.log.append({"step": self.step, "penalty": round(self.trainer.penalty, 4)} | said)
         self.step += 1
 
 
@@ -315,9 +320,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--peak", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--core-peak", type=float, default=2e-3, help="the same of cores")
-    parser.add_argument("--cap", type=int, default=26, help="highest rank")
+    parser.add_argument("--cap", type=int, default=25, help="highest rank")
     parser.add_argument("--tau", type=float, default=0.02, help="truncation")
-    parser.add_argument("--beta", type=float, default=0.05, help="weight of the penalty")
+    parser.add_argument("--beta", type=float, default=0.002, help="weight of the penalty")
     parser.add_argument("--core-steps", type=int, default=50, help="steps between augmentations")
     parser.add_argument("--keep", type=float, default=0.25, help="fraction of tokens seen")
     parser.add_argument("--last-keep", type=float, default=0.5, help="the same in the last third")
