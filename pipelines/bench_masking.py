@@ -74,7 +74,10 @@ def trained(
     def watch() -> None:
         curve.append({"clean": float(answers_right(model, probe.images, probe.labels).mean())})
         if adversary is not None:
-            for attack, of in (("FGSM", FGSM(epsilon=EPSILON)), ("PGD", PGD(epsilon=EPSILON))):
+            for attack, of in (
+                ("FGSM", FGSM(epsilon=EPSILON)),
+                ("PGD", PGD(epsilon=EPSILON, steps=10)),
+            ):
                 outcome = evaluate(model, probe.images, probe.labels, of)
                 curve[-1][attack] = outcome.robust_accuracy
 

@@ -35,13 +35,14 @@ from robust_bench.training import Recipe
 WIDTHS = {"vgg": 0.25, "vit": 0.125}
 PLAIN = {
     "vgg": Recipe(epochs=12, bfloat16=True),
-    "vit": Recipe(epochs=8, bfloat16=False),
+    "vit": Recipe(epochs=12, bfloat16=False),
 }
 LOW_RANK: dict[str, dict[str, Any]] = {
-    "vgg": {"low_rank": True, "cap": 15, "peak": 8e-3},
-    "vit": {"low_rank": True, "cap": 8, "peak": 8e-3},
+    "vgg": {"low_rank": True, "cap": 15, "peak": 4e-3},
+    "vit": {"low_rank": True, "cap": 8, "peak": 4e-3},
 }
-BETA = 0.05
+# The penalty grows with the number of layers and with their weights.
+BETA = {"vgg": 0.05, "vit": 0.002}
 MATCHED, SMALL = "low rank, penalty", "small dense"
 # What is varied around the low-rank row of the first network, and the weight of the penalty.
 TAUS, CAPS, BETAS = (0.05, 0.1, 0.2, 0.3), (8, 15, 24, 40), (0.0, 0.05, 0.2)
@@ -52,10 +53,10 @@ def recipes(network: str) -> dict[str, Recipe]:
     plain, low = PLAIN[network], dataclasses.replace(PLAIN[network], **LOW_RANK[network])
     return {
         REFERENCE: plain,
-        "dense, penalty": dataclasses.replace(plain, beta=BETA),
+        "dense, penalty": dataclasses.replace(plain, beta=BETA[network]),
         "low rank": low,
-        MATCHED: dataclasses.replace(low, beta=BETA),
-        SMALL: plain,
+        MATCHED: dataclasses.replace(low, beta=BETA[network]),
+        SMALL: dataclasses.replace(plain, peak=low.peak),
     }
 
 
@@ -106,7 +107,7 @@ def bench_curve(
 ) -> dict[str, Any]:
     """Vary truncation, cap and penalty of a network, one seed, and attack with PGD."""
     low = dataclasses.replace(PLAIN[network], **LOW_RANK[network])
-    uncapped = dataclasses.replace(low, cap=1.0)
+    uncapped = dataclasses.replace(low, cap=None)
     threat = dataclasses.replace(threat, only=("PGD",))
     keys = ["clean", *(f"PGD {budget:g}" for budget in threat.budgets)]
     points = []

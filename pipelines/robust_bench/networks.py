@@ -55,7 +55,7 @@ class VitClassifier(nn.Module):
         size = max(1, round(768 * width / heads / 4)) * 4 * heads
         self.encoder = VisionTransformer(
             VisionTransformerConfig(
-                bands=("red", "green", "blue"), patch_size=8, width=size, depth=6, heads=heads
+                bands=("red", "green", "blue"), patch_size=8, width=size, depth=4, heads=heads
             )
         )
         self.head = nn.Linear(self.encoder.config.dim, classes)

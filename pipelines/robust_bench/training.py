@@ -9,14 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nec.lowrank import LowRankTrainer, condition_numbers, convert, spectral_penalty
+from nec.lowrank import (
+    LowRankTrainer,
+    condition_numbers,
+    convert,
+    lowrank_layers,
+    spectral_penalty,
+)
 from nec.robustness.attacks.attack import Adversary
 from robust_bench.images import Part
 
 BATCH = 64
 WEIGHT_DECAY = 0.02
-# Share of the steps at the end in which ranks and bases stay.
-SETTLED = 0.3
+# Share of the steps at the end in which ranks and bases stay, and of the steps at the beginning
+# in which the highest rank falls.
+SETTLED, FALLING = 0.3, 0.55
 # Which layers have a low rank; the last one, of ten outputs, has not.
 CONVERTED: dict[str, Any] = {"exclude": "*head", "minimum": 16}
 
@@ -39,8 +46,10 @@ class Recipe:
         Truncation of singular values.
     rank : float
         Rank at the start, fraction of the full one.
-    cap : int or float
+    cap : int, optional
         Ranks do not exceed this: the penalty holds small singular values above what `tau` cuts.
+        The highest rank falls to it over the first `FALLING` of the steps, because at once it
+        keeps the network from learning.
     peak : float
         Peak learning rate of AdamW; cores need a higher one than dense weights.
     core_steps : int
@@ -52,8 +61,8 @@ class Recipe:
     low_rank: bool = False
     beta: float = 0.0
     tau: float = 0.02
-    rank: float = 0.5
-    cap: int | float = 1.0
+    rank: float = 1.0
+    cap: int | None = None
     peak: float = 2e-3
     core_steps: int = 50
 
@@ -119,8 +128,8 @@ def train(
             tau=recipe.tau,
             beta=recipe.beta,
             core_steps=recipe.core_steps,
-            max_rank=recipe.cap,
         )
+        full = max(min(layer.shape[:2]) for layer in lowrank_layers(model).values())
     batches = len(part.labels) // BATCH
     steps, step = recipe.epochs * batches, 0
     for _ in range(recipe.epochs):
@@ -143,6 +152,9 @@ def train(
 
             if trainer is not None:
                 trainer.adaptive = step < (1 - SETTLED) * steps
+                if recipe.cap is not None:
+                    left = max(0.0, 1 - step / (FALLING * steps))
+                    trainer.max_rank = round(recipe.cap + left * (full - recipe.cap))
                 total += trainer.step(loss).item()
                 penalty += trainer.penalty
             else:
