@@ -80,7 +80,7 @@ def costs(found: list[dict[str, Any]]) -> dict[str, Any]:
         numbers = np.array([list(f["condition"].values()) for f in found])
         bounds = np.array([list(f["bound"].values()) for f in found])
         entry["condition"] = {
-            "before": mean([f["progress"]["condition"][0] for f in found]),
+            "before": mean([f["progress"]["condition_before"] for f in found]),
             "median": round(float(np.median(numbers)), 3),
             "largest": round(float(numbers.max()), 3),
             "bound_median": round(float(np.median(bounds)), 3),

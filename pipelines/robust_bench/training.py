@@ -75,13 +75,13 @@ class Progress:
     ----------
     loss, penalty : list of float
         Means of the epoch.
-    condition : list of float
-        Median condition number of the cores; the first entry is that before training.
+    condition_before : float, optional
+        Median condition number of the cores before training.
     """
 
     loss: list[float] = field(default_factory=list)
     penalty: list[float] = field(default_factory=list)
-    condition: list[float] = field(default_factory=list)
+    condition_before: float | None = None
 
 
 def train(
@@ -116,7 +116,7 @@ def train(
     progress = Progress()
     if recipe.low_rank:
         convert(model, rank=recipe.rank, keep_norm=True, **CONVERTED)
-        progress.condition.append(median(condition_numbers(model).values()))
+        progress.condition_before = median(condition_numbers(model).values())
     # Convolutions of few channels run up to twice as fast so on CPUs.
     model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.peak, weight_decay=WEIGHT_DECAY)
@@ -152,33 +152,43 @@ def train(
 
             if trainer is not None:
                 trainer.adaptive = step < (1 - SETTLED) * steps
-                if recipe.cap is not None:
-                    left = max(0.0, 1 - step / (FALLING * steps))
-                    trainer.max_rank = round(recipe.cap + left * (full - recipe.cap))
+                trainer.max_rank = _highest_rank(recipe.cap, full, step / steps)
                 total += trainer.step(loss).item()
                 penalty += trainer.penalty
             else:
-                optimizer.zero_grad(set_to_none=True)
-                value = loss()
-                both = value
-                if recipe.beta:
-                    excess = torch.stack([spectral_penalty(w) for w in weights]).sum()
-                    both = value + recipe.beta * excess
-                    penalty += excess.item()
-                both.backward()
-                optimizer.step()
-                total += value.item()
+                value, excess = _dense_step(optimizer, loss, weights, recipe.beta)
+                total += value
+                penalty += excess
             step += 1
         model.eval()
         progress.loss.append(round(total / batches, 4))
         progress.penalty.append(round(penalty / batches, 4))
-        if recipe.low_rank:
-            progress.condition.append(median(condition_numbers(model).values()))
         if watch is not None:
             watch()
     if trainer is not None:
         trainer.truncate()
     return progress
+
+
+def _highest_rank(cap: int | None, full: int, done: float) -> int | None:
+    left = max(0.0, 1 - done / FALLING)
+    return None if cap is None else round(cap + left * (full - cap))
+
+
+def _dense_step(
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[], Tensor],
+    weights: list[Tensor],
+    beta: float,
+) -> tuple[float, float]:
+    """Take a step with the penalty on dense weights; return loss and penalty."""
+    optimizer.zero_grad(set_to_none=True)
+    value, excess = loss(), torch.zeros(())
+    if beta:
+        excess = torch.stack([spectral_penalty(w) for w in weights]).sum()
+    (value + beta * excess).backward()
+    optimizer.step()
+    return value.item(), excess.item()
 
 
 def _rate(done: float) -> float:
