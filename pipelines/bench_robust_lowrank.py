@@ -114,11 +114,15 @@ def bench_curve(
     for beta in BETAS:
         cases = [("tau", dataclasses.replace(uncapped, beta=beta, tau=tau)) for tau in TAUS]
         cases += [("cap", dataclasses.replace(low, beta=beta, cap=cap)) for cap in CAPS]
+        # What a cap does that does not fall gradually.
+        cases.append(("falling", dataclasses.replace(low, beta=beta, falling=0.0)))
         for varied, recipe in cases:
             name = f"beta {beta:g}, {varied} {getattr(recipe, varied):g}"
             run = Run(folder / "curve", name, 0, network, WIDTHS[network], recipe)
             record = answers(run, parts, threat, count)
-            point = {"varied": varied, "beta": beta, "tau": recipe.tau, "cap": recipe.cap}
+            point = {"varied": varied} | {
+                k: getattr(recipe, k) for k in ("beta", "tau", "cap", "falling")
+            }
             points.append(point | {"accuracy": _accuracies(record, keys, count)} | costs([record]))
     record = run_of(network, folder, REFERENCE, 0, parts).read(parts)
     if record is None:

@@ -105,7 +105,9 @@ def curve(found: dict[str, Any]) -> str:
     dense = (f"{100 * found['dense'][k]['value']:.1f}" for k in keys)
     out.append(("dense", "", "", "", *dense))
     for point in found["points"]:
-        cap = "" if point["varied"] == "tau" else f"{point['cap']:g}"
+        cap = "" if point["cap"] is None else f"{point['cap']:g}"
+        if point["varied"] == "falling":
+            cap += ", from the start"
         out.append(
             (
                 *(f"{point['beta']:g}", f"{point['tau']:g}", cap),

@@ -21,9 +21,8 @@ from robust_bench.images import Part
 
 BATCH = 64
 WEIGHT_DECAY = 0.02
-# Share of the steps at the end in which ranks and bases stay, and of the steps at the beginning
-# in which the highest rank falls.
-SETTLED, FALLING = 0.3, 0.55
+# Share of the steps at the end in which ranks and bases stay.
+SETTLED = 0.3
 # Which layers have a low rank; the last one, of ten outputs, has not.
 CONVERTED: dict[str, Any] = {"exclude": "*head", "minimum": 16}
 
@@ -48,8 +47,8 @@ class Recipe:
         Rank at the start, fraction of the full one.
     cap : int, optional
         Ranks do not exceed this: the penalty holds small singular values above what `tau` cuts.
-        The highest rank falls to it over the first `FALLING` of the steps, because at once it
-        keeps the network from learning.
+    falling : float
+        Share of the steps at the beginning over which the highest rank falls to `cap`.
     peak : float
         Peak learning rate of AdamW; cores need a higher one than dense weights.
     core_steps : int
@@ -63,6 +62,7 @@ class Recipe:
     tau: float = 0.02
     rank: float = 1.0
     cap: int | None = None
+    falling: float = 0.55
     peak: float = 2e-3
     core_steps: int = 50
 
@@ -152,7 +152,7 @@ def train(
 
             if trainer is not None:
                 trainer.adaptive = step < (1 - SETTLED) * steps
-                trainer.max_rank = _highest_rank(recipe.cap, full, step / steps)
+                trainer.max_rank = _highest_rank(recipe, full, step / steps)
                 total += trainer.step(loss).item()
                 penalty += trainer.penalty
             else:
@@ -170,9 +170,11 @@ def train(
     return progress
 
 
-def _highest_rank(cap: int | None, full: int, done: float) -> int | None:
-    left = max(0.0, 1 - done / FALLING)
-    return None if cap is None else round(cap + left * (full - cap))
+def _highest_rank(recipe: Recipe, full: int, done: float) -> int | None:
+    if recipe.cap is None:
+        return None
+    left = max(0.0, 1 - done / recipe.falling) if recipe.falling else 0.0
+    return round(recipe.cap + left * (full - recipe.cap))
 
 
 def _dense_step(
