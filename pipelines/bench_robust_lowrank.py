@@ -45,7 +45,7 @@ LOW_RANK: dict[str, dict[str, Any]] = {
 BETA = {"vgg": 0.05, "vit": 0.002}
 MATCHED, SMALL = "low rank, penalty", "small dense"
 # What is varied around the low-rank row of the first network, and the weight of the penalty.
-TAUS, CAPS, BETAS = (0.05, 0.1, 0.2, 0.3), (8, 15, 24, 40), (0.0, 0.05, 0.2)
+TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (8, 15, 30), (0.0, 0.05)
 
 
 def recipes(network: str) -> dict[str, Recipe]:
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
     parser.add_argument("--networks", nargs="+", choices=tuple(WIDTHS), default=tuple(WIDTHS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=300, help="test images that are attacked")
+    parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
     parser.add_argument("--training", type=int, default=4000, help="training images")
     parser.add_argument("--curve", action="store_true", help="also vary tau, cap and beta")
     parser.add_argument("--speed", action="store_true", help="also time forward passes")
