@@ -39,13 +39,13 @@ PLAIN = {
 }
 LOW_RANK: dict[str, dict[str, Any]] = {
     "vgg": {"low_rank": True, "cap": 15, "peak": 4e-3},
-    "vit": {"low_rank": True, "cap": 8, "peak": 4e-3},
+    "vit": {"low_rank": True, "cap": 8, "core_steps": 200},
 }
 # The penalty grows with the number of layers and with their weights.
-BETA = {"vgg": 0.05, "vit": 0.002}
+BETA = {"vgg": 0.05, "vit": 0.0005}
 MATCHED, SMALL = "low rank, penalty", "small dense"
 # What is varied around the low-rank row of the first network, and the weight of the penalty.
-TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (8, 15, 30), (0.0, 0.05)
+TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (8, 15, 21, 30), (0.0, 0.05)
 
 
 def recipes(network: str) -> dict[str, Recipe]:

@@ -139,6 +139,8 @@ def masking(found: dict[str, Any]) -> str:
         for measure in MASKED:
             mean = row[measure]
             cell = f"{mean['mean']:.3g} ({mean['low']:.3g} to {mean['high']:.3g})"
+            if mean["zeros"] > 0.01:
+                cell += f", {100 * mean['zeros']:.0f} % zero"
             told = row.get("difference", {}).get(measure, {}).get("tells")
             cells.append(f"**{cell}**" if told == "more masked" else cell)
         accuracy = (row["clean_accuracy"], row["robust_accuracy"])
