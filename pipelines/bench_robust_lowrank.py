@@ -167,7 +167,7 @@ def main() -> None:
             n: {row: dataclasses.asdict(r) for row, r in recipes(n).items()} for n in WIDTHS
         },
         "threat": dataclasses.asdict(threat),
-        "attacks": threat.only,
+        "budgets": {name: threat.budgets_of(name) for name in threat.only},
         "margin": MARGIN,
         "intervals": "95 %, bootstrap of seeds and test images (2,000 draws), paired between rows",
         "versions": {"python": platform.python_version()}

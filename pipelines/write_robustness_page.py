@@ -21,7 +21,9 @@ from nec.robustness.report import MASKED
 def setting(found: dict[str, Any]) -> str:
     """Return what was trained and attacked, and how."""
     threat = found["threat"]
-    budgets = ", ".join(f"{b:g}" for b in threat["budgets"])
+    budgets = "; ".join(
+        f"{name} {', '.join(f'{b:g}' for b in values)}" for name, values in found["budgets"].items()
+    )
     networks = " and ".join(
         f"a {TITLES[n]} of {found['widths'][n]:g} of its published width "
         f"({t['rows']['dense']['parameters']:,.0f} parameters, "
@@ -31,9 +33,9 @@ def setting(found: dict[str, Any]) -> str:
     return (
         f"{found['task']}: {networks}, trained on {found['training_images']:,} images, tested on "
         f"{found['test_images']:,} images of the fixed pool, attacked on the first "
-        f"{found['attacked_images']:,}. Budgets {budgets} of 255, maximum norm: FGSM, the same "
-        f"along the gradient itself as in the paper, PGD ({threat['pgd_steps']} steps), APGD "
-        f"({threat['apgd_steps']}), Square ({threat['queries']} queries), one start each. "
+        f"{found['attacked_images']:,}. Budgets, 255ths, maximum norm: {budgets}. The scaled FGSM "
+        f"goes along the gradient itself, as in the paper; PGD has {threat['pgd_steps']} steps, APGD "
+        f"{threat['apgd_steps']}, Square {threat['queries']} queries, one start each. "
         f"Intervals: {found['intervals']}."
     )
 
@@ -41,13 +43,13 @@ def setting(found: dict[str, Any]) -> str:
 def rows(found: dict[str, Any]) -> str:
     """Return accuracies and differences, a table a network."""
     shown = []
-    budgets = [f"{b:g}" for b in found["threat"]["budgets"]]
+    attacks = [f"{a} {b:g}" for a, budgets in found["budgets"].items() for b in budgets]
     for network, result in found["networks"].items():
         names = list(result["rows"])
         accuracy = [("accuracy, % (95 %)", *names)]
         accuracy += [
             (key, *(percent(result["rows"][n]["accuracy"][key]) for n in names))
-            for key in ["clean", *(f"{a} {b}" for a in found["attacks"] for b in budgets)]
+            for key in ["clean", *attacks]
         ]
         others = [n for n in names if "difference" in result["rows"][n]]
         change = [("against dense, points (✓: no worse)", *others)]

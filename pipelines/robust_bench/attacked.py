@@ -15,6 +15,8 @@ from nec.robustness.attacks.attack import Adversary
 BLOCK = 100
 # Attacks of one gradient; an image that withstands one may fall to a smaller budget.
 SINGLE = ("FGSM", "FGSM, scaled")
+# Attacks that do little at the budgets of the others, and the factor of their own.
+WEAK, STRETCH = ("FGSM, scaled", "Square"), 4
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,13 @@ class Threat:
     Attributes
     ----------
     budgets : tuple of float
-        255ths of the range of a pixel, ascending, maximum norm.
+        255ths of the range of a pixel, ascending, maximum norm; those of `WEAK` attacks are
+        `stretch` times as large.
     pgd_steps, apgd_steps, queries : int
         Of PGD, APGD and Square, one start each.
     only : tuple of str
         Names of the attacks that are run.
+    stretch : float
     """
 
     budgets: tuple[float, ...] = (0.25, 0.5, 1.0)
@@ -36,9 +40,14 @@ class Threat:
     apgd_steps: int = 20
     queries: int = 100
     only: tuple[str, ...] = ("FGSM", "FGSM, scaled", "PGD", "APGD", "Square")
+    stretch: float = STRETCH
 
-    def attacks(self, budget: float) -> dict[str, Adversary]:
-        """Return the attacks of a budget by name; `FGSM, scaled` is the papers' ℓ2 form."""
+    def budgets_of(self, name: str) -> list[float]:
+        """Return the budgets of an attack, 255ths."""
+        return [budget * (self.stretch if name in WEAK else 1) for budget in self.budgets]
+
+    def attack(self, name: str, budget: float) -> Adversary:
+        """Return an attack; `FGSM, scaled` is the papers' ℓ2 form."""
         ball: dict[str, Any] = {"epsilon": budget / 255, "chunk": BLOCK}
         known: dict[str, Adversary] = {
             "FGSM": FGSM(**ball),
@@ -47,7 +56,7 @@ class Threat:
             "APGD": APGD(steps=self.apgd_steps, **ball),
             "Square": Square(queries=self.queries, **ball),
         }
-        return {name: known[name] for name in self.only}
+        return known[name]
 
 
 def answers_right(model: nn.Module, images: Tensor, labels: Tensor) -> NDArray[np.bool_]:
@@ -75,14 +84,14 @@ def _block(
     model: nn.Module, images: Tensor, labels: Tensor, threat: Threat
 ) -> dict[str, NDArray[np.bool_]]:
     clean = torch.from_numpy(answers_right(model, images, labels))
-    left = {name: clean.clone() for name in threat.only}
     found = {}
-    for budget in threat.budgets:
-        for name, attack in threat.attacks(budget).items():
-            at = (clean if name in SINGLE else left[name]).nonzero()[:, 0]
-            robust = torch.zeros_like(clean)
+    for name in threat.only:
+        left = clean
+        for budget in threat.budgets_of(name):
+            at = (clean if name in SINGLE else left).nonzero()[:, 0]
+            left = torch.zeros_like(clean)
             if len(at):
-                robust[at] = evaluate(model, images[at], labels[at], attack).robust
-            left[name] = robust
-            found[f"{name} {budget:g}"] = robust.numpy()
+                attack = threat.attack(name, budget)
+                left[at] = evaluate(model, images[at], labels[at], attack).robust
+            found[f"{name} {budget:g}"] = left.numpy()
     return found

@@ -10,8 +10,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     """Draw accuracy against budget, a row a network and a panel an attack; then the curve."""
     import matplotlib.pyplot as plt
 
-    networks, budgets = results["networks"], results["threat"]["budgets"]
-    names = results["attacks"]
+    networks, names = results["networks"], results["budgets"]
     rows = len(networks) + ("curve" in results)
     figure, axes = plt.subplots(
         rows,
@@ -21,7 +20,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
         squeeze=False,
     )
     for network, line_of in zip(networks, axes, strict=False):
-        for ax, name in zip(line_of, names, strict=True):
+        for ax, (name, budgets) in zip(line_of, names.items(), strict=True):
             for row, entry in networks[network]["rows"].items():
                 keys = ["clean", *(f"{name} {b:g}" for b in budgets)]
                 values = [entry["accuracy"][k] for k in keys]
