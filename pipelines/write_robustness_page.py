@@ -34,8 +34,8 @@ def setting(found: dict[str, Any]) -> str:
         f"{found['task']}: {networks}, trained on {found['training_images']:,} images, tested on "
         f"{found['test_images']:,} images of the fixed pool, attacked on the first "
         f"{found['attacked_images']:,}. Budgets, 255ths, maximum norm: {budgets}. The scaled FGSM "
-        f"goes along the gradient itself, as in the paper; PGD has {threat['pgd_steps']} steps, APGD "
-        f"{threat['apgd_steps']}, Square {threat['queries']} queries, one start each. "
+        f"goes along the gradient itself, as in the paper; PGD has {threat['pgd_steps']} steps, "
+        f"APGD {threat['apgd_steps']}, Square {threat['queries']} queries, one start each. "
         f"Intervals: {found['intervals']}."
     )
 
