@@ -9,6 +9,7 @@ Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``) 
 import argparse
 import json
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from robust_bench.figure import TITLES
@@ -148,7 +149,8 @@ def masking(found: dict[str, Any]) -> str:
         accuracy = (row["clean_accuracy"], row["robust_accuracy"])
         out.append((name, *(f"{100 * a:.1f}" for a in accuracy), *cells))
     head = (
-        f"{found['task']}; {found['training_images']:,} training images, {found['epochs']} epochs; "
+        f"{found['task']}; {found['training_images']:,} training images, {found['epochs']} epochs "
+        f"({found['fgsm_training_epochs']} on FGSM's images); "
         f"budget {found['epsilon_255ths']:g} of 255, {found['measured_images']} test images."
     )
     return f"{head}\n\n{table(*out)}"
@@ -156,11 +158,19 @@ def masking(found: dict[str, Any]) -> str:
 
 def masking_costs(found: dict[str, Any]) -> str:
     """Return seconds and images of each measure, and of the strong attack."""
-    names = [*MASKED, "APGD"]
-    out = [("network", *(n.replace("_", " ") for n in names))]
-    for name, row in found["rows"].items():
-        of = (row["costs"][n] for n in names)
-        out.append((name, *(f"{c['seconds']:.1f} s, {c['images']:,}" for c in of)))
+    out = [("", "seconds", "images put through")]
+    costs = [row["costs"] for row in found["rows"].values()]
+    for name in (*MASKED, "APGD"):
+        seconds, images = (median(c[name][k] for c in costs) for k in ("seconds", "images"))
+        shown = found["strong_attack"] if name == "APGD" else name.replace("_", " ")
+        out.append((shown, f"{seconds:.1f}", f"{images:,.0f}"))
+    together = [[sum(c[m][k] for m in MASKED) for c in costs] for k in ("seconds", "images")]
+    out.append(
+        (
+            "the five together",
+            *(f"{median(t):,.{d}f}" for t, d in zip(together, (1, 0), strict=True)),
+        )
+    )
     return table(*out)
 
 
