@@ -57,6 +57,7 @@ def fit_coding(
     bytes_per_vector: float | None = None,
     cosine: float | None = None,
     min_cosine: float = 0.0,
+    falloff: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
@@ -75,6 +76,8 @@ def fit_coding(
         The target: one of the two.
     min_cosine : float
         Smallest cosine that the encoder is to allow; 0 for no guarantee.
+    falloff : float
+        How many times less a squared error counts at each finer octave.
     chunk_tokens : int
         Vectors of a chunk that segments are planned for; fewer where the pieces have fewer.
 
@@ -88,7 +91,7 @@ def fit_coding(
     CompressorError
         If no step reaches the target.
     """
-    sample = _Sample(pieces, block, lagrangian)
+    sample = _Sample(pieces, block, lagrangian, falloff)
     target = bytes_per_vector if cosine is None else cosine
     assert target is not None
     if cosine is not None and cosine >= 1:
@@ -183,7 +186,9 @@ def _search(
 
 def measure(pieces: Sequence[NDArray[np.float32]], coding: Coding) -> dict[str, float]:
     """Return size and cosines of embeddings under a coding: fields of `Fidelity`."""
-    return _summary(*_Sample(pieces, coding.block, coding.lagrangian).measure(coding))
+    return _summary(
+        *_Sample(pieces, coding.block, coding.lagrangian, coding.falloff).measure(coding)
+    )
 
 
 def _summary(size: float, fidelity: NDArray[np.float64]) -> dict[str, float]:
@@ -199,11 +204,15 @@ class _Sample:
     """Embeddings, transformed, that a coding is fitted to."""
 
     def __init__(
-        self, pieces: Sequence[NDArray[np.float32]], block: int, lagrangian: float
+        self,
+        pieces: Sequence[NDArray[np.float32]],
+        block: int,
+        lagrangian: float,
+        falloff: float,
     ) -> None:
         self.chunks = [Transformed(p, block) for p in pieces]
         self.block = block
-        self.lagrangian = lagrangian
+        self.lagrangian, self.falloff = lagrangian, falloff
         self.vectors = sum(int(c.valid.sum()) for c in self.chunks)
 
     def measure(self, coding: Coding) -> tuple[float, NDArray[np.float64]]:
@@ -227,7 +236,9 @@ class _Sample:
         coding = self._first(steps) if near is None else _with_steps(near, steps)
         for _ in range(ROUNDS if near is None else MORE_ROUNDS):
             decided = [c.decide(coding, trace=True) for c in self.chunks]
-            coding = replace(self._refit(coding, decided), lagrangian=self.lagrangian)
+            coding = replace(
+                self._refit(coding, decided), lagrangian=self.lagrangian, falloff=self.falloff
+            )
         return coding
 
     def _first(self, steps: NDArray[np.float32]) -> Coding:
