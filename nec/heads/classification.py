@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
-from nec.heads.estimator import EmbeddingClassifier, check_basis, weight_of_codes
+from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
+from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, NeighbourRule, Rows, Rule
 from nec.heads.vectors import Origin, sample_labels, sample_rows
 

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
-from nec.heads.estimator import EmbeddingClassifier, check_basis, weight_of_codes
+from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
+from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, Rows, Rule
 from nec.heads.vectors import Origin, labelled_rows
 from nec.sampling import without_time
