@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Any
 
 from nec.errors import HeadError
+from nec.heads.biomass import BiomassRegressor
 from nec.heads.classification import SceneClassifier
 from nec.heads.maps import write_map
 from nec.heads.segmentation import Segmenter
 
-__all__ = ["SceneClassifier", "Segmenter", "load_head", "write_map"]
+__all__ = ["BiomassRegressor", "SceneClassifier", "Segmenter", "load_head", "write_map"]
 
 
-def load_head(path: str | Path) -> SceneClassifier | Segmenter:
+def load_head(path: str | Path) -> SceneClassifier | Segmenter | BiomassRegressor:
     """Read a head of whichever class from a safetensors file.
 
     Parameters
@@ -26,8 +27,8 @@ def load_head(path: str | Path) -> SceneClassifier | Segmenter:
     """
     from nec.heads.persistence import read_state
 
-    kinds: dict[Any, type[SceneClassifier | Segmenter]] = {
-        kind.__name__: kind for kind in (SceneClassifier, Segmenter)
+    kinds: dict[Any, type[SceneClassifier | Segmenter | BiomassRegressor]] = {
+        kind.__name__: kind for kind in (SceneClassifier, Segmenter, BiomassRegressor)
     }
     name = read_state(path)[0].get("head")
     if name not in kinds:

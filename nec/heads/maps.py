@@ -47,7 +47,7 @@ def class_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.
         "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
         **_origin(embedding),
     }
-    return _georeferenced(mapped.rename("class_index"), embedding)
+    return georeferenced(mapped.rename("class_index"), embedding)
 
 
 def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.DataArray:
@@ -73,7 +73,7 @@ def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) 
     names = classes.astype(str) if classes.dtype.kind == "O" else classes
     mapped = mapped.assign_coords({"class": names})
     mapped.attrs = {"long_name": "probability of the class", "units": "1", **_origin(embedding)}
-    return _georeferenced(mapped.rename("probability"), embedding)
+    return georeferenced(mapped.rename("probability"), embedding)
 
 
 def _applied(
@@ -129,7 +129,7 @@ def _origin(embedding: xr.DataArray) -> dict[str, Any]:
     return {key: embedding.attrs[key] for key in ("nec_model",) if key in embedding.attrs}
 
 
-def _georeferenced(mapped: xr.DataArray, embedding: xr.DataArray) -> xr.DataArray:
+def georeferenced(mapped: xr.DataArray, embedding: xr.DataArray) -> xr.DataArray:
     """Keep the grid mapping, with the transform of this very grid (tokens, cells or a slice)."""
     name = grid_mapping_name(embedding)
     if name not in mapped.coords:

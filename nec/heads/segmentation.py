@@ -1,6 +1,5 @@
 """Segmentation: a label for every token, learned from maps or points."""
 
-from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -12,7 +11,7 @@ from nec.errors import HeadError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, Rows, Rule
-from nec.heads.vectors import Origin, labelled_rows
+from nec.heads.vectors import Origin, labelled_rows, scene_pairs
 from nec.sampling import without_time
 
 
@@ -83,7 +82,7 @@ class Segmenter(EmbeddingClassifier):
             Labels that do not fit the embedding in shape, CRS or extent; a single class;
             everything missing; embeddings of several bases.
         """
-        scenes = _scenes(X, y)
+        scenes = scene_pairs(X, y)
         if scenes is None:
             return self._learn(X, y, Origin.of(X))
         origins = [Origin.of(embedding) for embedding, _ in scenes]
@@ -108,7 +107,7 @@ class Segmenter(EmbeddingClassifier):
             Share of right labels among the tokens or rows that have a label and no NaN.
         """
         check_is_fitted(self)
-        scenes = _scenes(X, y)
+        scenes = scene_pairs(X, y)
         if scenes is None:
             check_basis(self.basis_, Origin.of(X).basis)
             return self._accuracy(self._checked(X), np.asarray(y), sample_weight)
@@ -150,16 +149,3 @@ class Segmenter(EmbeddingClassifier):
 
     def _rule_of(self, tensors: dict[str, NDArray[Any]]) -> Rule:
         return LinearRule.of(tensors, self.classes_.size, self.n_features_in_)
-
-
-def _scenes(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
-    """Pairs of embedding and labels; None where `X` is rows."""
-    if isinstance(X, xr.Dataset):
-        raise HeadError("got a Dataset", "pass one of its arrays: ds.embedding")
-    if isinstance(X, xr.DataArray):
-        return [(X, y)]
-    if isinstance(X, Sequence) and X and isinstance(X[0], xr.DataArray):
-        if not isinstance(y, Sequence) or len(X) != len(y):
-            raise HeadError(f"{len(X)} embeddings", "pass a list of as many label maps")
-        return list(zip(X, y, strict=True))
-    return None

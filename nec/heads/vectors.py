@@ -1,7 +1,7 @@
 """Rows of vectors from labelled arrays: what a head is fitted on."""
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,6 +100,19 @@ def plain_labels(labels: Any) -> NDArray[Any]:
     """Labels as an array that scikit-learn takes: coordinates of stores are numpy StringDType."""
     values = np.asarray(labels)
     return np.array(values.tolist()) if values.dtype.kind == "T" else values
+
+
+def scene_pairs(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
+    """Pairs of embedding and labels; None where `X` is rows."""
+    if isinstance(X, xr.Dataset):
+        raise HeadError("got a Dataset", "pass one of its arrays: ds.embedding")
+    if isinstance(X, xr.DataArray):
+        return [(X, y)]
+    if isinstance(X, Sequence) and X and isinstance(X[0], xr.DataArray):
+        if not isinstance(y, Sequence) or len(X) != len(y):
+            raise HeadError(f"{len(X)} embeddings", "pass a list of as many label maps")
+        return list(zip(X, y, strict=True))
+    return None
 
 
 def labelled_rows(
