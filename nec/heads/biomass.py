@@ -23,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 Floats = NDArray[np.float64]
 
-# Residuals that are looked at, of each penalty; of more labels a sample.
-RESIDUALS = 500_000
+# Held-out predictions that are looked at, of each penalty; of more labels a sample.
+HELD_OUT = 500_000
 
 
 class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
@@ -66,6 +66,9 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         Offset on the scale of the regression, and the penalty that was used.
     residuals_ : Residuals
         What held-out predictions missed, on that scale.
+    held_out_rmse_ : float
+        Root mean square error of the held-out predictions, weighted, in `units`: to compare
+        settings by.
     n_labels_ : int
         Labelled vectors used.
     basis_, model_ : str or None
@@ -82,6 +85,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
     intercept_: float
     alpha_: float
     residuals_: Residuals
+    held_out_rmse_: float
     n_labels_: int
 
     def __init__(
@@ -281,6 +285,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
     def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         state = {
             "alpha": self.alpha_,
+            "held_out_rmse": self.held_out_rmse_,
             "n_labels": self.n_labels_,
             "n_residuals": self.residuals_.count,
         }
@@ -301,6 +306,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         self.weights_, self.intercept_ = weights, float(tensors["intercept"][0])
         self.residuals_ = Residuals(residuals, float(state["n_residuals"]))
         self.alpha_, self.n_labels_ = float(state["alpha"]), int(state["n_labels"])
+        self.held_out_rmse_ = float(state["held_out_rmse"])
 
     def _maps(self, X: xr.DataArray) -> bool:
         if "sample" in X.dims or not {"y", "x"} <= set(X.dims):
@@ -386,13 +392,17 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             _subtracted(sums, fold).solve(alphas) if there else None
             for fold, there in enumerate(filled)
         ]
-        missed, weight, error = self._held_out(parts, without, alphas.size)
+        found, values, weights = self._held_out(parts, without, alphas.size)
+        error = np.square(self._back(found) - values) @ weights
         best = int(np.argmin(error))
         self.alpha_ = float(alphas[best])
-        weights, intercept = _subtracted(sums, -1).solve(alphas[[best]])
-        self.weights_ = weights[0].reshape(kernel, kernel, -1)
+        exact = forward(self.target_transform, values)
+        self.residuals_ = Residuals.of(exact - found[best], weights)
+        missed = np.square(self._means(found[best]) - values)
+        self.held_out_rmse_ = float(np.sqrt(np.average(missed, weights=weights)))
+        coefficients, intercept = _subtracted(sums, -1).solve(alphas[[best]])
+        self.weights_ = coefficients[0].reshape(kernel, kernel, -1)
         self.intercept_ = float(intercept[0])
-        self.residuals_ = Residuals.of(missed[best], weight)
 
     def _usable(self, part: Part) -> tuple[NDArray[np.bool_], Floats]:
         """Which vectors count, and how much."""
@@ -408,24 +418,23 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
     def _held_out(
         self, parts: Any, without: list[Any], count: int
     ) -> tuple[Floats, Floats, Floats]:
-        """Residuals (penalties, n) of each fold by the fit without it, weights, squared errors."""
-        missed, counted, squared = [], [], np.zeros(count)
+        """Predict each fold by the fits without it: (penalties, n), their labels and weights."""
+        found: list[Floats] = [np.empty((count, 0))]
+        values: list[Floats] = [np.empty(0)]
+        counted: list[Floats] = [np.empty(0)]
         rng = np.random.default_rng(self.random_state)
-        share = min(1.0, RESIDUALS / parts.count)
+        share = min(1.0, HELD_OUT / parts.count)
         for part in parts:
             keep, weights = self._usable(part)
+            keep &= rng.random(keep.size) < share
             for fold in np.unique(part.folds[keep]):
                 at = keep & (part.folds == fold)
                 coefficients, intercepts = without[fold]
                 rows = part.rows[at].astype(np.float64, copy=False)
-                found = coefficients @ rows.T + intercepts[:, None]
-                error = self._back(found) - part.values[at]
-                squared += np.square(error) @ weights[at]
-                residual = forward(self.target_transform, part.values[at]) - found
-                kept = rng.random(residual.shape[1]) < share
-                missed.append(residual[:, kept])
-                counted.append(weights[at][kept])
-        return np.concatenate(missed, axis=1), np.concatenate(counted), squared
+                found.append(coefficients @ rows.T + intercepts[:, None])
+                values.append(part.values[at])
+                counted.append(weights[at])
+        return np.concatenate(found, axis=1), np.concatenate(values), np.concatenate(counted)
 
     def _back(self, values: Floats) -> Floats:
         return inverse(self.target_transform, values)

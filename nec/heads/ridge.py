@@ -12,6 +12,10 @@ from nec.heads.rules import Rows
 ALPHAS = np.logspace(-4, 2, 13)
 
 
+# Standardisation stops at this share of the mean variance.
+FLOOR = 0.1
+
+
 @dataclass
 class Sums:
     """Weighted sums over rows (n, d) and targets (n,), enough to solve for any penalty.
@@ -55,7 +59,8 @@ class Sums:
         return out
 
     def solve(self, alphas: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Minimise the weighted squared error plus alpha times the squared standardised weights.
+        """Minimise the weighted squared error plus alpha times the squared weights of features brought to
+        about unit variance.
 
         Parameters
         ----------
@@ -69,10 +74,10 @@ class Sums:
         """
         mean, middle = self.rows / self.weight, self.target / self.weight
         covariance = self.products / self.weight - np.outer(mean, mean)
-        spread = np.sqrt(np.maximum(np.diag(covariance), 0))
-        # A feature that varies by rounding alone tells nothing.
-        known = spread > 1e-9 * np.sqrt(np.diag(self.products) / self.weight + 1e-300)
-        scale = np.where(known, spread, np.inf)
+        variance = np.maximum(np.diag(covariance), 0)
+        # Coded embeddings hold components that are zero almost everywhere: what is rare in the
+        # labelled vectors must not count by how rare it is.
+        scale = np.sqrt(variance + FLOOR * variance.mean() + 1e-300)
         correlation = covariance / np.outer(scale, scale)
         moments = (self.targets / self.weight - mean * middle) / scale
         values, vectors = np.linalg.eigh(correlation)
