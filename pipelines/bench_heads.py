@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder_bench.encoders import encoder_of
-from heads_bench import biomass
+from heads_bench import biomass, segmentation
 
 from nec.model import load_model
 
@@ -34,7 +34,9 @@ def main() -> None:
     parser.add_argument("--model", default="nec-tiny", help="a model's name or folder")
     parser.add_argument("--folds", type=int, default=6, help="folds of spatial blocks")
     parser.add_argument("--steps", type=int, default=600, help="training steps of a U-Net")
-    parser.add_argument("--parts", default="all", help="names with commas between them")
+    parser.add_argument(
+        "--parts", default="all", help="biomass, segmentation, or single names, with commas"
+    )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     logging.getLogger("heads_bench").setLevel(logging.INFO)
@@ -42,15 +44,22 @@ def main() -> None:
     twin = encoder_of(None, model.encoder.network.config)
     with tempfile.TemporaryDirectory() as scratch:
         args.work = args.work or Path(scratch)
-        jobs = dict(biomass.parts_of(args, model, twin))
-        run(args, jobs, model.weights_sha256)
+        groups = {
+            name: dict(room.parts_of(args, model, twin))
+            for name, room in {"biomass": biomass, "segmentation": segmentation}.items()
+        }
+        run(args, groups, model.weights_sha256)
 
 
-def run(args: argparse.Namespace, jobs: dict[str, Any], digest: str) -> None:
-    """Run the parts that are asked for, and merge them into what is there."""
-    wanted = list(jobs) if args.parts == "all" else args.parts.split(",")
+def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str) -> None:
+    """Run the parts that are asked for, by name or by group, and merge them into what is there."""
+    jobs = {name: job for group in groups.values() for name, job in group.items()}
+    asked = list(groups) if args.parts == "all" else args.parts.split(",")
+    wanted = [part for name in asked for part in groups.get(name, [name])]
     if unknown := set(wanted) - set(jobs):
-        raise SystemExit(f"no such part: {', '.join(unknown)} (parts: {', '.join(jobs)})")
+        raise SystemExit(
+            f"no such part: {', '.join(unknown)} (parts: {', '.join([*groups, *jobs])})"
+        )
     target = args.out.with_suffix(".json")
     target.parent.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {

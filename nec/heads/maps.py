@@ -41,13 +41,7 @@ def class_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.
     mapped = _applied(
         embedding, _indices, options={"rule": rule}, core=[], dtype=np.int16, sizes={}
     )
-    mapped.attrs = {
-        "long_name": "class",
-        "flag_values": np.arange(classes.size, dtype=np.int16),
-        "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
-        **_origin(embedding),
-    }
-    return georeferenced(mapped.rename("class_index"), embedding)
+    return georeferenced(described(mapped, classes, embedding, shares=False), embedding)
 
 
 def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.DataArray:
@@ -69,11 +63,26 @@ def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) 
         embedding, _shares, options=options, core=["class"], dtype=np.float32, sizes=sizes
     )
     mapped = mapped.transpose(*("class" if dim == "band" else dim for dim in embedding.dims))
-    # Object arrays of strings would not be written by zarr.
-    names = classes.astype(str) if classes.dtype.kind == "O" else classes
-    mapped = mapped.assign_coords({"class": names})
-    mapped.attrs = {"long_name": "probability of the class", "units": "1", **_origin(embedding)}
-    return georeferenced(mapped.rename("probability"), embedding)
+    return georeferenced(described(mapped, classes, embedding, shares=True), embedding)
+
+
+def described(
+    mapped: xr.DataArray, classes: NDArray[Any], embedding: xr.DataArray, *, shares: bool
+) -> xr.DataArray:
+    """Give a map its name and CF attributes: of class indices, or of probabilities."""
+    if shares:
+        # Object arrays of strings would not be written by zarr.
+        names = classes.astype(str) if classes.dtype.kind == "O" else classes
+        mapped = mapped.assign_coords({"class": names})
+        mapped.attrs = {"long_name": "probability of the class", "units": "1"}
+    else:
+        mapped.attrs = {
+            "long_name": "class",
+            "flag_values": np.arange(classes.size, dtype=np.int16),
+            "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
+        }
+    mapped.attrs |= _origin(embedding)
+    return mapped.rename("probability" if shares else "class_index")
 
 
 def _applied(

@@ -59,8 +59,7 @@ class Sums:
         return out
 
     def solve(self, alphas: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Minimise the weighted squared error plus alpha times the squared weights of features brought to
-        about unit variance.
+        """Minimise the weighted squared error plus a penalty on squared standardised weights.
 
         Parameters
         ----------
