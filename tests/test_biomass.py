@@ -2,13 +2,14 @@ import logging
 
 import numpy as np
 import pytest
+import rasterio
 import rioxarray  # noqa: F401
 import xarray as xr
 from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
-from nec.heads import BiomassRegressor, load_head
+from nec.heads import BiomassRegressor, load_head, write_map
 
 D, SIZE, STEP = 4, 48, 40.0
 LEFT, TOP = 300_020.0, 5_800_010.0
@@ -78,7 +79,7 @@ def test_rows_are_weighted_ridge_regression():
     )
 
 
-def test_lazy_scenes_are_fitted_and_mapped_chunk_by_chunk():
+def test_lazy_scenes_are_fitted_and_mapped_chunk_by_chunk(tmp_path):
     eager, lazy = scene(), scene(lazy=True)
     eager[:, 5, 5] = np.nan
     lazy = lazy.where(eager.notnull().all("band"))
@@ -91,6 +92,11 @@ def test_lazy_scenes_are_fitted_and_mapped_chunk_by_chunk():
     assert found.rio.crs.to_epsg() == 32633
     np.testing.assert_allclose(found.values, heads[0].predict(eager).values, rtol=1e-5)
     assert np.isnan(found.values).sum() == 1
+    path = write_map(found, tmp_path / "biomass.tif")
+    with rasterio.open(path) as file:
+        np.testing.assert_array_equal(file.read(1), found.values)
+        assert (file.dtypes[0], file.units[0], file.crs.to_epsg()) == ("float32", "Mg/ha", 32633)
+        assert np.isnan(file.nodata)
     bounds = heads[1].predict_interval(lazy)
     assert bounds.dims == ("bound", "y", "x")
     inside = bounds.sel(bound="lower").values <= found.values

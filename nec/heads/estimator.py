@@ -77,13 +77,16 @@ class EmbeddingHead(BaseEstimator):  # type: ignore[misc]
             return False
         if "band" not in X.dims:
             raise HeadError(f"the array has dimensions {X.dims} and no `band`", "name it: X.rename")
+        self._check_bands(X)
+        return self._maps(X)
+
+    def _check_bands(self, X: xr.DataArray) -> None:
         if X.sizes["band"] != self.n_features_in_:
             raise HeadError(
                 f"the array has {X.sizes['band']} bands and the head was fitted on "
                 f"{self.n_features_in_}",
                 "take the same bands, or fit the head again",
             )
-        return self._maps(X)
 
     def _maps(self, X: xr.DataArray) -> bool:
         return "sample" not in X.dims

@@ -162,7 +162,7 @@ def write_map(
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Path:
-    """Write a class map as a cloud-optimised GeoTIFF with a colour table.
+    """Write a map as a cloud-optimised GeoTIFF: of classes with a colour table, or of numbers.
 
     A lazy map is computed and written chunk by chunk.
 
@@ -170,6 +170,7 @@ def write_map(
     ----------
     labels : xarray.DataArray
         Class indices (y, x) or (cell_y, cell_x) as a head's `predict` gives them; -1 is missing.
+        Or numbers of a regressor, NaN where missing.
     path : str or path
         The file to write; it appears when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
@@ -179,23 +180,26 @@ def write_map(
     -------
     pathlib.Path
         The file: uint8 with nodata 255 (uint16 with 65535 above 255 classes), and the class
-        names in the tags ``flag_values`` and ``flag_meanings`` of the band.
+        names in the tags ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32
+        with nodata NaN, and the units in the band's.
 
     Raises
     ------
     HeadError
-        No class map, no CRS, or not as many colours as classes.
+        No map, no CRS, or not as many colours as classes.
     """
     from rasterio.shutil import copy
 
     path = Path(path)
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
-    if not names or labels.dtype.kind not in "iu":
+    numbers = labels.dtype.kind == "f" and "band" not in labels.dims
+    if not numbers and (not names or labels.dtype.kind not in "iu"):
         raise HeadError(
             f"array {str(labels.name)!r} ({labels.dtype}) is no class map",
             "pass what a head's predict() gives for a scene",
         )
+    names = [] if numbers else names
     table = _colours(len(names)) if colours is None else list(colours)
     if len(table) != len(names):
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
@@ -203,7 +207,8 @@ def write_map(
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
         _write_plain(labels, plain, names, table)
-        copy(plain, finished, driver="COG", compress="deflate", overview_resampling="mode")
+        resampling = "average" if numbers else "mode"
+        copy(plain, finished, driver="COG", compress="deflate", overview_resampling=resampling)
         finished.replace(path)
     return path
 
@@ -211,13 +216,14 @@ def write_map(
 class _Band:
     """The one band of an open raster, as something to assign windows to."""
 
-    def __init__(self, raster: Any, nodata: int) -> None:
+    def __init__(self, raster: Any, nodata: float) -> None:
         self.raster, self.nodata = raster, nodata
 
     def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
-        codes = np.where(values < 0, self.nodata, values).astype(self.raster.dtypes[0])
+        missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
+        codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
         self.raster.write(codes, 1, window=Window.from_slices(*window))
 
 
@@ -235,24 +241,30 @@ def _write_plain(
     if crs is None:
         raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
     data = labels.transpose(*dims).data
-    small = len(names) <= 255
+    dtype, nodata = ("uint8", 255.0) if len(names) <= 255 else ("uint16", 65535.0)
+    if not names:
+        dtype, nodata = "float32", np.nan
     profile = {
         "driver": "GTiff",
         "height": data.shape[0],
         "width": data.shape[1],
         "count": 1,
-        "dtype": "uint8" if small else "uint16",
-        "nodata": 255 if small else 65535,
+        "dtype": dtype,
+        "nodata": nodata,
         "crs": crs,
         "transform": Affine.from_gdal(*Lattice.of(labels).transform),
         "tiled": True,
         "compress": "deflate",
     }
     with rasterio.open(path, "w", **profile) as raster:
-        raster.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(table)})
-        values = " ".join(map(str, range(len(names))))
-        raster.update_tags(1, flag_values=values, flag_meanings=" ".join(names))
-        band = _Band(raster, profile["nodata"])
+        if names:
+            raster.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(table)})
+            values = " ".join(map(str, range(len(names))))
+            raster.update_tags(1, flag_values=values, flag_meanings=" ".join(names))
+        else:
+            raster.set_band_description(1, str(labels.attrs.get("long_name", labels.name)))
+            raster.set_band_unit(1, str(labels.attrs.get("units", "")))
+        band = _Band(raster, nodata)
         if labels.chunks is None:
             band[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
         else:

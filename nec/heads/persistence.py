@@ -134,4 +134,6 @@ def _plain(value: Any) -> Any:
 
 
 def _value(value: Any) -> Any:
-    return dict(value["pairs"]) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return dict(value["pairs"])
+    return tuple(value) if isinstance(value, list) else value

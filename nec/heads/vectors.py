@@ -41,18 +41,20 @@ class Origin:
         return cls(None if basis is None else str(basis), None if model is None else str(model))
 
 
-def sample_rows(array: xr.DataArray) -> Rows:
+def sample_rows(array: xr.DataArray, *, deviation: bool = False) -> Rows:
     """One vector for each sample: the mean over its cells or tokens that are not missing.
 
     Parameters
     ----------
     array : xarray.DataArray
         (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x), eager or lazy.
+    deviation : bool
+        Their standard deviation behind it; needs a place.
 
     Returns
     -------
     numpy.ndarray
-        (sample, band); NaN for a sample of which everything is missing.
+        (sample, band), or twice as many; NaN for a sample of which everything is missing.
 
     Raises
     ------
@@ -70,8 +72,14 @@ def sample_rows(array: xr.DataArray) -> Rows:
             "pass (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x); "
             "to learn from a map of labels use Segmenter",
         )
+    if deviation and not place:
+        raise HeadError(
+            'pooling="mean_std" needs tokens, and the array is pooled already',
+            "pass ds.embedding (sample, band, y, x)",
+        )
     vectors = array.mean(place, skipna=True) if place else array
-    rows: Rows = vectors.transpose("sample", "band").values
+    parts = [vectors, array.std(place, skipna=True)] if deviation else [vectors]
+    rows: Rows = np.concatenate([p.transpose("sample", "band").values for p in parts], axis=1)
     return rows
 
 
