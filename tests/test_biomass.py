@@ -1,4 +1,6 @@
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -235,3 +237,45 @@ def test_scikit_learn_takes_it_for_a_regressor():
                 failed[check.func.__name__] = error
     # On purpose: fit leaves out vectors with NaN, as scenes have them.
     assert set(failed) == {"check_estimators_nan_inf"}, failed
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+from pathlib import Path
+import dask, dask.array as da, numpy as np, rasterio, rioxarray, sklearn.linear_model, xarray as xr
+from nec.heads import BiomassRegressor, Segmenter, write_map
+dask.config.set(scheduler="threads", num_workers=2)
+size, chunk = 2048, 256
+tile = np.random.default_rng(0).normal(size=(64, chunk, chunk)).astype(np.float32)
+def made(block_info):
+    return np.roll(tile, sum(block_info[None]["chunk-location"]), axis=1)
+data = da.map_blocks(made, dtype=np.float32, chunks=((64,), (chunk,) * 8, (chunk,) * 8))
+coords = {"y": -10.0 * np.arange(size), "x": 10.0 * np.arange(size)}
+store = xr.DataArray(data, dims=("band", "y", "x"), coords=coords).rio.write_crs(32633)
+labels = np.full((size, size), np.nan, np.float32)
+labels[::64, :1024] = 50
+labels[::64, :512] = 20
+Segmenter(max_samples=5000).fit(store[:, :512, :512], np.nan_to_num(labels[:512, :512], nan=-1)
+    .astype(int) + np.arange(512) % 2)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+head = BiomassRegressor(block_size=256).fit(store, labels)
+assert head.n_labels_ == 32 * 1024
+write_map(head.predict(store), Path(sys.argv[1]) / "map.tif")
+classes = Segmenter(max_samples=20000).fit(store, np.nan_to_num(labels, nan=-1).astype(int))
+write_map(classes.predict(store), Path(sys.argv[1]) / "classes.tif")
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(data.nbytes / 2**20, (after - before) / 2**10)
+"""
+
+
+@pytest.mark.slow
+def test_a_store_larger_than_the_memory_it_takes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", LARGER_THAN_MEMORY, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    whole, taken = map(float, done.stdout.split())
+    assert taken < 0.5 * whole, (whole, taken)

@@ -200,7 +200,7 @@ def write_map(
             "pass what a head's predict() gives for a scene",
         )
     names = [] if numbers else names
-    table = _colours(len(names)) if colours is None else list(colours)
+    table = class_colours(len(names)) if colours is None else list(colours)
     if len(table) != len(names):
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
     # Beside the target, so that the last step is a rename within one file system.
@@ -273,7 +273,7 @@ def _write_plain(
             store(data, band, lock=threading.Lock())  # type: ignore[arg-type]
 
 
-def _colours(count: int) -> list[tuple[int, int, int]]:
+def class_colours(count: int) -> list[tuple[int, int, int]]:
     """Colours that differ: steps of the golden angle around the hue, in three lightnesses."""
     table = []
     for i in range(count):

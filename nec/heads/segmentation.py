@@ -43,6 +43,9 @@ class Segmenter(EmbeddingClassifier):
         Channels of networks.
     steps, batch_size, learning_rate
         Training of networks.
+    max_samples : int or None, default 200_000
+        Tokens that the linear decoder learns from or is scored on, about; of more labels a random
+        part, so that scenes larger than memory can be learned from. None for all.
     max_windows : int, default 256
         Windows of 32 x 32 tokens that networks learn from, at most; of more a random part.
     random_state : int, default 0
@@ -76,6 +79,7 @@ class Segmenter(EmbeddingClassifier):
         steps: int = 300,
         batch_size: int = 8,
         learning_rate: float = 2e-3,
+        max_samples: int | None = 200_000,
         max_windows: int = 256,
         random_state: int = 0,
     ) -> None:
@@ -89,6 +93,7 @@ class Segmenter(EmbeddingClassifier):
         self.steps = steps
         self.batch_size = batch_size
         self.learning_rate = learning_rate
+        self.max_samples = max_samples
         self.max_windows = max_windows
         self.random_state = random_state
 
@@ -299,8 +304,11 @@ class Segmenter(EmbeddingClassifier):
         return right / total
 
     def _labelled(self, scenes: list[tuple[xr.DataArray, Any]]) -> tuple[Rows, NDArray[Any]]:
+        most = None if self.max_samples is None else max(1, self.max_samples // len(scenes))
         parts = [
-            labelled_rows(without_time(embedding), labels, ignore_index=self.ignore_index)
+            labelled_rows(
+                without_time(embedding), labels, ignore_index=self.ignore_index, most=most
+            )
             for embedding, labels in scenes
         ]
         if len({rows.shape[1] for rows, _ in parts}) > 1:

@@ -124,7 +124,11 @@ def scene_pairs(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
 
 
 def labelled_rows(
-    embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], *, ignore_index: Any
+    embedding: xr.DataArray,
+    labels: xr.DataArray | NDArray[Any],
+    *,
+    ignore_index: Any,
+    most: int | None = None,
 ) -> tuple[Rows, NDArray[Any]]:
     """Vectors and labels of the tokens that have both.
 
@@ -139,6 +143,8 @@ def labelled_rows(
         (y, x) of tokens or pixels; see :meth:`nec.heads.labels.LabelRaster.over`.
     ignore_index : int, str or None
         The value that means "no label".
+    most : int, optional
+        Tokens to take, about; of more labels a random part.
 
     Returns
     -------
@@ -153,14 +159,23 @@ def labelled_rows(
     embedding = embedding.transpose("band", "y", "x")
     raster = LabelRaster.over(embedding, labels, ignore_index=ignore_index)
     lazy = embedding.chunks is not None
+    windows = [(r, c) for r in _windows(embedding, "y") for c in _windows(embedding, "x")]
+    share = 1.0
+    if most is not None and embedding.sizes["y"] * embedding.sizes["x"] > most:
+        there = sum(int(raster.window(*window)[1].sum()) for window in windows)
+        share = min(1.0, most / max(there, 1))
+        if share < 1:
+            logger.warning("%d tokens have a label: learning from about %d", there, most)
+    rng = np.random.default_rng(0)
     parts, found = [], []
-    for rows in _windows(embedding, "y"):
-        for columns in _windows(embedding, "x"):
-            values, valid = raster.window(rows, columns)
-            if valid.any():
-                block = embedding.data[:, rows, columns]
-                parts.append(_later(block, valid) if lazy else _taken(block, valid))
-                found.append(values[valid])
+    for rows, columns in windows:
+        values, valid = raster.window(rows, columns)
+        if share < 1:
+            valid = valid & (rng.random(valid.shape) < share)
+        if valid.any():
+            block = embedding.data[:, rows, columns]
+            parts.append(_later(block, valid) if lazy else _taken(block, valid))
+            found.append(values[valid])
     if not parts:
         raise HeadError(
             "no token has a label", f"check the labels and ignore_index={ignore_index!r}"
