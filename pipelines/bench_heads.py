@@ -20,6 +20,7 @@ from typing import Any
 
 from encoder_bench.encoders import encoder_of
 from heads_bench import biomass, segmentation
+from heads_bench.figure import draw
 
 from nec.model import load_model
 
@@ -78,6 +79,7 @@ def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str
         results[part]["seconds"] = round(time.perf_counter() - start, 1)
         target.write_text(json.dumps(results, indent=1) + "\n")
         show(part, results[part])
+    draw(results, list(jobs), args.out.with_suffix(".png"))
 
 
 def show(name: str, part: dict[str, Any]) -> None:

@@ -101,3 +101,20 @@ def test_dissimilarity_tells_what_a_head_has_not_seen(tmp_path):
         DissimilarityIndex().fit(ROWS[:1])
     with pytest.raises(HeadError, match="the same"):
         DissimilarityIndex().fit(np.ones((9, 3)))
+
+
+def test_plots_say_what_they_show(tmp_path):
+    import matplotlib.pyplot as plt
+
+    from nec.evaluate import draw_confusion, draw_measured_against_predicted
+
+    ax = draw_confusion([[8, 2], [1, 9]], ["dry", "wet"])
+    assert [text.get_text() for text in ax.texts][:2] == ["80%\n8", "20%\n2"]
+    ax = draw_measured_against_predicted([1, 2, 3, np.nan], [2, 3, 4, 5])
+    assert "n = 3" in ax.texts[0].get_text()
+    assert "bias +1" in ax.texts[0].get_text()
+    plt.close("all")
+    with pytest.raises(HeadError, match="3 classes"):
+        draw_confusion([[1, 2], [3, 4]], ["a", "b", "c"])
+    with pytest.raises(HeadError, match="no pair"):
+        draw_measured_against_predicted([np.nan], [1])

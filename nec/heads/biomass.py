@@ -16,7 +16,7 @@ from nec.heads.maps import georeferenced
 from nec.heads.ridge import ALPHAS, Sums
 from nec.heads.targets import TRANSFORMS, Residuals, forward, inverse
 from nec.heads.vectors import Origin, scene_pairs
-from nec.heads.windows import Blocks, apply_windows, correlate, read_window
+from nec.heads.windows import Blocks, apply_windows, project, read_window, shifted_sum
 from nec.sampling import without_time
 
 logger = logging.getLogger(__name__)
@@ -443,7 +443,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         return self.residuals_.expectation(self.target_transform, values)
 
     def _regressed(self, block: Blocks) -> Floats:
-        return correlate(block, self.weights_) + self.intercept_
+        return shifted_sum(project(block, self.weights_)) + self.intercept_
 
     def _mapped(self, X: Any, function: Any, leading: tuple[int, ...], dtype: Any) -> Any:
         check_is_fitted(self)
@@ -460,7 +460,8 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         scene = without_time(X).transpose("band", "y", "x")
         data = apply_windows(
             scene,
-            lambda block: function(self._regressed(block)).astype(dtype),
+            lambda planes: function(shifted_sum(planes) + self.intercept_).astype(dtype),
+            before=lambda block: project(block, self.weights_),
             margin=len(self.weights_) // 2,
             leading=leading,
             dtype=dtype,

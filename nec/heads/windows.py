@@ -74,34 +74,49 @@ def neighbour_rows(block: Blocks, chosen: NDArray[np.bool_], kernel: int) -> Row
     return rows
 
 
-def correlate(block: Blocks, weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlate a block with a kernel; a missing neighbour counts as the token itself.
+def project(block: Blocks, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Multiply every token by every weight vector of a kernel.
 
     Parameters
     ----------
     block : numpy.ndarray
-        (band, y + kernel - 1, x + kernel - 1).
+        (band, y, x).
     weights : numpy.ndarray
         (kernel, kernel, band) float64.
 
     Returns
     -------
     numpy.ndarray
-        (y, x) float64, NaN where the token is missing.
+        (kernel * kernel, y, x) float64, NaN where the token is missing. In double precision, so
+        that a map does not depend on how it is chunked.
     """
-    kernel = weights.shape[0]
-    # Each weight vector's product with every token: then neighbours are shifts of planes. In
-    # double precision, so that a map does not depend on how it is chunked.
-    planes = np.tensordot(weights, block.astype(np.float64, copy=False), axes=(2, 0))
-    height, width = (s - kernel + 1 for s in block.shape[1:])
+    flat = weights.reshape(-1, weights.shape[-1])
+    return np.tensordot(flat, block.astype(np.float64, copy=False), axes=(1, 0))
+
+
+def shifted_sum(planes: Blocks) -> NDArray[np.float64]:
+    """Add each token's neighbours' products up: a correlation with the kernel of `project`.
+
+    Parameters
+    ----------
+    planes : numpy.ndarray
+        (kernel * kernel, y + kernel - 1, x + kernel - 1).
+
+    Returns
+    -------
+    numpy.ndarray
+        (y, x) float64, NaN where the token is missing; a missing neighbour counts as the token
+        itself.
+    """
+    kernel = round(len(planes) ** 0.5)
+    height, width = (s - kernel + 1 for s in planes.shape[1:])
     middle = kernel // 2
     total = np.zeros((height, width))
-    for dy in range(kernel):
-        for dx in range(kernel):
-            plane = planes[dy, dx]
-            near = plane[dy : dy + height, dx : dx + width]
-            own = plane[middle : middle + height, middle : middle + width]
-            total += np.where(np.isnan(near), own, near)
+    for at, plane in enumerate(planes):
+        dy, dx = divmod(at, kernel)
+        near = plane[dy : dy + height, dx : dx + width]
+        own = plane[middle : middle + height, middle : middle + width]
+        total += np.where(np.isnan(near), own, near)
     return total
 
 
@@ -110,6 +125,7 @@ def apply_windows(
     function: Callable[[Blocks], NDArray[Any]],
     *,
     margin: int,
+    before: Callable[[Blocks], Blocks] | None = None,
     scale: int = 1,
     leading: tuple[int, ...] = (),
     dtype: Any = np.float32,
@@ -124,6 +140,9 @@ def apply_windows(
         (band, y + 2 margin, x + 2 margin) -> (*leading, y * scale, x * scale).
     margin : int
         Tokens; NaN beyond the scene.
+    before : callable, optional
+        (band, y, x) -> (other, y, x), token by token, before margins are put on: what waits for
+        its neighbours in memory is then smaller.
     scale : int
         Pixels a token along each side of the result.
     leading : tuple of int
@@ -141,11 +160,16 @@ def apply_windows(
         out = np.empty((*leading, height * scale, width * scale), dtype)
         for rows, columns in windows_of(embedding):
             y, x = (slice(w.start * scale, w.stop * scale) for w in (rows, columns))
-            out[..., y, x] = function(read_window(embedding, rows, columns, margin))
+            block = read_window(embedding, rows, columns, margin)
+            out[..., y, x] = function(block if before is None else before(block))
         return out
     import dask.array as da
 
     data = embedding.data.rechunk({0: -1})
+    if before is not None:
+        count = len(before(np.zeros((embedding.shape[0], 1, 1))))
+        chunks = ((count,), *data.chunks[1:])
+        data = data.map_blocks(before, dtype=np.float64, chunks=chunks, meta=_empty(3, np.float64))
     if margin:
         depth = {0: 0, 1: margin, 2: margin}
         # dask tells of a chunk smaller than the margin by merging it with its neighbour
