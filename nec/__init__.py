@@ -51,7 +51,7 @@ _ORIGINAL = {"open": "open_store"}
 
 
 def __getattr__(name: str) -> Any:
-    rooms = ("heads", "codec", "archive", "scene", "encoders", "errors", "production")
+    rooms = ("evaluate", "heads", "codec", "archive", "scene", "encoders", "errors", "production")
     if name not in _HOMES and name not in rooms:
         raise AttributeError(f"module 'nec' has no attribute {name!r}")
     try:
