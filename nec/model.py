@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from nec.errors import ModelError
 
 if TYPE_CHECKING:
     from nec.encoders import Encoder
+    from nec.encoders.tiling import Tiling
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +49,22 @@ class Model:
     card: dict[str, Any]
     compressors: dict[str, Compressor]
     precision: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name: another process loads it once, whatever number of tasks it is sent with.
+        return _load_once, (self.reference, self.precision, self.weights_sha256)
+
+    @property
+    def reference(self) -> str:
+        """What `load_model` takes to load this model again."""
+        return str(self.folder.absolute())
+
+    @property
+    def tiling(self) -> "Tiling":
+        """How images are cut into chips for this model where the caller does not say."""
+        from nec.encoders.tiling import Tiling
+
+        return Tiling(**self.card.get("tiling", {}))
 
     @property
     def basis(self) -> NDArray[np.float32]:
@@ -173,6 +191,27 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
             "the weights are damaged: fetch the model again",
         )
     return Model(card["name"], folder, card, compressors, _resolve(precision))
+
+
+_LOADED: dict[tuple[str, str], Model] = {}
+_LOADING = Lock()
+
+
+def _load_once(reference: str, precision: str, weights_sha256: str) -> Model:
+    """Load a model that was pickled in another process, once here; it has to be the same."""
+    with _LOADING:
+        key = (reference, precision)
+        if key not in _LOADED:
+            _LOADED[key] = load_model(reference, precision=precision)
+        model = _LOADED[key]
+        if model.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"{reference} has other weights here ({model.weights_sha256[:16]}...) than where "
+                f"the run was started ({weights_sha256[:16]}...)",
+                "install the same release and model on all machines",
+            )
+        _ = model.encoder  # threads of this process share it
+        return model
 
 
 def sha256_of(path: Path) -> str:

@@ -12,6 +12,7 @@ from conftest import RasterWriter
 import nec
 from nec.errors import CompressorError, ModelError, NecError, SceneError, StoreError
 from nec.model import Model
+from nec.production import Progress
 from nec.scene import ImageCollection, open_scene
 
 
@@ -111,20 +112,20 @@ def test_an_interrupted_run_is_finished_with_the_same_bytes(
     class Killed(BaseException):
         pass
 
-    def kill(done: int, total: int) -> None:
-        if done:
+    def kill(progress: Progress) -> None:
+        if progress.tasks_done:
             raise Killed
 
     scene = open_scene(rendered_scene)
     with pytest.raises(Killed):
         nec.encode(scene, tmp_path / "a.zarr", model=model, workers=1, progress=kill)
     again = nec.encode(scene, tmp_path / "a.zarr", model=model, workers=2)
-    assert again.resumed == 1
+    assert again.resumed >= 1  # a task that was under way may have come to its end
+    assert again.resumed < again.written + again.missing
     nec.encode(scene, tmp_path / "b.zarr", model=model, workers=1)
     assert objects(tmp_path / "a.zarr") == objects(tmp_path / "b.zarr")
-    assert nec.encode(scene, tmp_path / "a.zarr", model=model).resumed == again.resumed + (
-        again.written + again.missing - 1
-    )
+    once_more = nec.encode(scene, tmp_path / "a.zarr", model=model)
+    assert once_more.resumed == again.written + again.missing
     assert nec.verify(tmp_path / "a.zarr").ok
 
 
