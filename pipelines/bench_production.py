@@ -3,7 +3,7 @@
     python pipelines/bench_production.py ../shared/data --out docs/benchmarks/production
 
 Parts that are not asked for keep what an earlier call found. ``--work`` keeps scenes and stores;
-``--size`` and ``--scenes`` shrink throughput and memory for a trial.
+``--size``, ``--middle`` and ``--scenes`` shrink scenes for a trial.
 """
 
 import argparse
@@ -18,7 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from production_bench.kills import kill_producer, kill_worker
-from production_bench.scenes import TILE, real_numbers, write_small
+from production_bench.memory import bench_memory
+from production_bench.ranges import bench_ranges
+from production_bench.scenes import TILE, real_numbers, write_small, write_tiled
+from production_bench.throughput import bench_throughput
+
+import nec
 
 PARTS = ("kill", "kill_worker", "throughput", "memory", "http")
 PACKAGES = ("nec", "numpy", "torch", "zarr", "dask", "distributed")
@@ -33,6 +38,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--scenes", type=int, default=8, help="small scenes to be killed over")
     parser.add_argument("--size", type=int, default=TILE, help="edge of the large scene, pixels")
+    parser.add_argument("--middle", type=int, default=1024, help="edge of the timed scene, pixels")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     args = parser.parse_args()
     logging.getLogger("nec").setLevel(logging.ERROR)
@@ -43,9 +49,26 @@ def main() -> None:
         small = work / "small"
         if not small.exists():
             write_small(small, numbers, args.scenes)
+
+        def tiled(edge: int) -> Path:
+            path = work / f"tiled{edge}.tif"
+            if not path.exists():
+                write_tiled(path, numbers, (edge, edge), corner=(409600.0, 6000640.0))
+            return path
+
+        def sealed(edge: int) -> Path:
+            store = work / f"tiled{edge}.zarr"
+            if not (store / "nec" / "manifest.json").exists():
+                nec.encode(tiled(edge), store)
+                nec.seal(store)
+            return store
+
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kill": lambda: kill_producer(small, work, kills=args.kills),
             "kill_worker": lambda: kill_worker(small, work, kills=args.kills),
+            "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
+            "memory": lambda: bench_memory(tiled(args.size), small, work),
+            "http": lambda: bench_ranges(sealed(args.middle), work, repeats=args.repeats),
         }
         path = args.out.with_suffix(".json")
         results = json.loads(path.read_text()) if path.exists() else {}

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -10,17 +10,23 @@ from rich.table import Table
 
 from nec.cli.terminal import Store, app, console, progress_bar
 from nec.demo import size_text
-from nec.errors import StoreError
+from nec.errors import CompressorError, StoreError
 
 
 @app.command()
 def fit(
-    source: Annotated[Path, typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr; or a scene, --model."),
+    ],
     compressor: Annotated[Path, typer.Argument(help="Compressor to write (.json).")],
     size: Annotated[float | None, typer.Option("--bytes", help="Bytes a vector to hit.")] = None,
     cosine: Annotated[float | None, typer.Option(help="Mean cosine to hit.")] = None,
     rule: Annotated[
         str | None, typer.Option(help="Decoding rule of an int8 product: alphaearth.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The source is a scene, to be embedded by this model.")
     ] = None,
     gamma: Annotated[
         float, typer.Option(help="Steps ~ variance ** gamma: 0 for cosine, 0.125 for heads.")
@@ -34,12 +40,25 @@ def fit(
     [bold]Example:[/bold] nec fit alphaearth.tif ae.json --bytes 1 --rule alphaearth
 
     then: nec encode alphaearth.tif out.zarr --model ae.json --rule alphaearth
+
+    nec fit scene.tif g.json --bytes 2 --model galileo:FOLDER
+
+    then: nec encode scene.tif out.zarr --model galileo:FOLDER --rate g.json
     """
     from nec.compressor import Compressor
-    from nec.products import open_embedding
 
+    if model is not None:
+        from nec.production import sample_features
+
+        if rule is not None:
+            raise CompressorError(f"--rule {rule} does not go with --model", "leave it out")
+        sample: Any = sample_features(source, model=model)
+    else:
+        from nec.products import open_embedding
+
+        sample = open_embedding(source, rule=rule)
     fitted = Compressor.fit(
-        open_embedding(source, rule=rule),
+        sample,
         bytes_per_vector=size,
         cosine=cosine,
         gamma=gamma,

@@ -162,9 +162,9 @@ def embed_image(
             at = (slice(y // patch, (y + edge) // patch), slice(x // patch, (x + edge) // patch))
             total[:, *at] += weight * chip
             share[at] += weight
-    at = tuple(slice(ring, ring + size // patch) for size in (height, width))
-    share = share[at]
-    out = total[:, *at] / np.maximum(share, np.float32(1e-9))
+    rows, columns = (slice(ring, ring + size // patch) for size in (height, width))
+    share = share[rows, columns]
+    out = total[:, rows, columns] / np.maximum(share, np.float32(1e-9))
     out[:, missing | (share == 0)] = np.nan
     return out.astype(np.float32, copy=False)
 

@@ -4,6 +4,7 @@ from nec.production.archiving import ArchiveReport, encode_archive
 from nec.production.encoding import embed, encode
 from nec.production.journal import Progress
 from nec.production.measures import EncodeReport
+from nec.production.sampling import sample_features
 from nec.production.scenes import SceneEntry, find_scenes
 from nec.production.work import Retries
 
@@ -17,4 +18,5 @@ __all__ = [
     "encode",
     "encode_archive",
     "find_scenes",
+    "sample_features",
 ]

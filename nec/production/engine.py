@@ -77,7 +77,7 @@ class Cluster:
     @property
     def capacity(self) -> int:
         """See `Engine`."""
-        threads = sum(w["nthreads"] for w in self._workers().values())
+        threads: int = sum(w["nthreads"] for w in self._workers().values())
         return max(threads, 1) * (1 + _WAITING)
 
     @property

@@ -107,33 +107,44 @@ def job_of(
     return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
 
 
-def scene_job(
-    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
-) -> Job:
-    """Return the job of a scene: shards of its token grid, read and embedded by window."""
-    encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
-    patch = encoder.patch_size
+def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
+    """Return where the features of a scene's tasks come from: its grid, and the bands it takes.
+
+    Raises
+    ------
+    SceneError, ModelError
+        If the scene has no band that the model takes, or chips do not fit cells.
+    """
+    patch = model.encoder.patch_size
     if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
             f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not fit cells of "
             f"{CELL * patch} and patches of {patch}",
             "choose a core that divides a cell and, like the halo, is a multiple of a patch",
         )
-    bands = _usable_bands(scene.name, scene.bands, model)
-    scene = scene.select(bands)
+    scene = scene.select(_usable_bands(scene.name, scene.bands, model))
     grid = TokenGrid.around(scene.geobox, patch=patch, cell=CELL)
-    attributes = _own_attributes(model, compressor, rate, bands) | {
+    return SceneFeatures(scene, model, grid, tiling, scene.versions())
+
+
+def scene_job(
+    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
+) -> Job:
+    """Return the job of a scene: shards of its token grid, read and embedded by window."""
+    compressor = model.compressor(rate).guarded(min_cosine)
+    source = scene_source(scene, model, tiling)
+    scene, grid = source.scene, source.grid
+    attributes = _own_attributes(model, compressor, rate, scene.bands) | {
         "sources": list(scene.sources),
         "gsd": round(scene.gsd, 4),
         "scaling": asdict(scene.scaling),
         "tiling": {"core": tiling.core, "halo": tiling.halo},
     }
-
-    versions = scene.versions()  # before the digest: a change after it is noticed
     return Job(
         layout=Layout.of_scene(grid, bands=compressor.basis.shape[1], time=scene.time),
         compressor=compressor,
         attributes={"nec": attributes},
+        # Versions were taken before the digest: a change after it is noticed.
         fingerprint=attributes
         | {
             "source_digest": scene.digest(),
@@ -141,8 +152,8 @@ def scene_job(
             "batch": tiling.batch,
             "time": str(scene.time),
         },
-        source=SceneFeatures(scene, model, grid, tiling, versions),
-        tokens_per_chip=tiling.core // patch,
+        source=source,
+        tokens_per_chip=tiling.core // grid.patch,
     )
 
 
@@ -238,9 +249,14 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
 
 
 def _usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Return the bands that the model takes; nir and nir08 serve each other, nir08 first."""
-    near_infrared = "nir08" if "nir08" in bands else "nir"
-    wanted = [near_infrared if b in ("nir", "nir08") else b for b in model.encoder.bands]
+    """Return the bands that the model takes.
+
+    Where it takes one of nir and nir08, they serve each other, nir08 first.
+    """
+    wanted = list(model.encoder.bands)
+    if not {"nir", "nir08"} <= set(wanted):
+        near_infrared = "nir08" if "nir08" in bands else "nir"
+        wanted = [near_infrared if b in ("nir", "nir08") else b for b in wanted]
     chosen = tuple(dict.fromkeys(b for b in wanted if b in bands))
     if not chosen:
         raise SceneError(

@@ -166,11 +166,12 @@ class _Jobs:
 
     def get(self, data: bytes) -> tuple[Job, StoreWriter]:
         with self._lock:
-            found = self._kept.pop(data, None) or pickle.loads(data)
+            found = self._kept[data] if data in self._kept else pickle.loads(data)
             self._kept[data] = found
+            self._kept.move_to_end(data)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
-            return found  # type: ignore[no-any-return]
+            return found
 
 
 _jobs = _Jobs()

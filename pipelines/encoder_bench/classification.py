@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from galileo import GalileoEncoder, galileo_tokens
 from main_job.images import moments
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
@@ -20,6 +19,7 @@ from encoder_bench.images import (
 )
 from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
+from nec.encoders.galileo import GalileoEncoder, galileo_tokens
 
 RESAMPLES, LABELS = 10, 6000
 # Edge of a block of places that are tested together, metres, and folds of blocks.
