@@ -26,6 +26,7 @@ class TimedEncoder:
         self.kept: list[tuple[Tensor, dict[str, Any]]] | None = None
 
     def embed(self, chips: Tensor, **options: Any) -> Tensor:
+        """Embed, and count."""
         if self.kept is not None:
             self.kept.append((chips, options))
         start = time.perf_counter()
@@ -53,7 +54,7 @@ def bench_throughput(scene: Path, work: Path, *, repeats: int) -> dict[str, Any]
     cpu: dict[str, list[float]] = {name: [] for name in seconds}
     beside, stages = [], []
     for _ in range(repeats):
-        for name in seconds:
+        for name, times in seconds.items():
             start, used = time.perf_counter(), time.process_time()
             timed.seconds = 0.0
             if name == "forwards":
@@ -61,10 +62,10 @@ def bench_throughput(scene: Path, work: Path, *, repeats: int) -> dict[str, Any]
                     timed.embed(batch, **options)
             else:
                 _, taken = _encode(scene, work / "timed.zarr", model, 2 - (name == "one worker"))
-            seconds[name].append(time.perf_counter() - start)
+            times.append(time.perf_counter() - start)
             cpu[name].append(time.process_time() - used)
             if name == "one worker":
-                beside.append(1 - timed.seconds / seconds[name][-1])
+                beside.append(1 - timed.seconds / times[-1])
                 stages.append({**taken, "forward": timed.seconds})
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     return {
