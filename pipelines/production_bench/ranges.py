@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,35 +38,21 @@ http {{
   server {{ listen 127.0.0.1:{port}; root {root}; }}
 }}
 """
-# RangeHTTPServer, threaded: it says nothing of the bytes that it sends, so they are logged here.
-_PYTHON = """
-import os, sys
-from http.server import ThreadingHTTPServer
-from RangeHTTPServer import RangeRequestHandler
-class Handler(RangeRequestHandler):
-    protocol_version = "HTTP/1.1"
-    def send_header(self, name, value):
-        if name.lower() == "content-length":
-            self.length = value
-        super().send_header(name, value)
-    def log_request(self, code="-", size="-"):
-        self.status = code
-    def handle_one_request(self):
-        self.length, self.status = 0, None
-        super().handle_one_request()
-        if self.status is not None:
-            print(f'"{self.requestline}" {int(self.status)} {self.length}', file=log, flush=True)
-    def log_message(self, *args):
-        pass
-log = open(sys.argv[3], "w")
-os.chdir(sys.argv[1])
-ThreadingHTTPServer(("127.0.0.1", int(sys.argv[2])), Handler).serve_forever()
+# aiohttp serves files by range; bodies by their stated length, as nginx logs them.
+_AIOHTTP = """
+import logging, sys
+from aiohttp import web
+logging.basicConfig(filename=sys.argv[3], format="%(message)s", level=logging.INFO)
+app = web.Application()
+app.router.add_static("/", sys.argv[1])
+format = '"%r" %s %{Content-Length}o'
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[2]), access_log_format=format, print=None)
 """
 
 
 @contextmanager
 def served(root: Path) -> Iterator[tuple[str, Path, str]]:
-    """Serve a folder: by nginx where it is installed, else by RangeHTTPServer, threaded.
+    """Serve a folder: by nginx where it is installed, else by aiohttp.
 
     Yields
     ------
@@ -83,8 +70,8 @@ def served(root: Path) -> Iterator[tuple[str, Path, str]]:
             config.write_text(_NGINX.format(folder=folder, port=port, root=root.absolute()))
             line, server = [nginx, "-c", str(config)], "nginx"
         else:
-            line = [sys.executable, "-c", _PYTHON, str(root.absolute()), str(port), str(log)]
-            server = "RangeHTTPServer (nginx is not installed here)"
+            line = [sys.executable, "-c", _AIOHTTP, str(root.absolute()), str(port), str(log)]
+            server = f"aiohttp {version('aiohttp')} (nginx is not installed)"
         process = subprocess.Popen(line, stderr=subprocess.DEVNULL)
         try:
             _wait_for(port, process)
@@ -97,7 +84,7 @@ def served(root: Path) -> Iterator[tuple[str, Path, str]]:
 def _wait_for(port: int, process: "subprocess.Popen[bytes]") -> None:
     for _ in range(200):
         if process.poll() is not None:
-            raise RuntimeError("the server ended at once; is RangeHTTPServer installed?")
+            raise RuntimeError("the server ended at once")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
@@ -130,7 +117,8 @@ def int8_cog(store: Path, path: Path) -> Path:
     embedding = embedding.isel(time=0) if "time" in embedding.dims else embedding
     values = embedding.to_numpy()
     largest = np.nanmax(np.abs(values), axis=(1, 2), keepdims=True)
-    codes = np.nan_to_num(np.rint(values / largest * 127), nan=-128).astype(np.int8)
+    scale = np.where(largest > 0, largest, 1)  # a component may be coded to nothing
+    codes = np.nan_to_num(np.rint(values / scale * 127), nan=-128).astype(np.int8)
     dx = float(embedding.x[1] - embedding.x[0])
     transform = rasterio.Affine(
         dx, 0, float(embedding.x[0]) - dx / 2, 0, -dx, float(embedding.y[0]) + dx / 2
@@ -161,7 +149,8 @@ def bench_ranges(store: Path, work: Path, *, repeats: int) -> dict[str, Any]:
     mask = nec.open(store)["embedding"].isel(band=0).notnull().to_numpy().reshape(-1)
     shape = nec.open(store)["embedding"].shape[-2:]
     rows, columns = np.nonzero(mask.reshape(shape))
-    row, column = (int(np.median(axis)) - BOX // 2 for axis in (rows, columns))
+    # In the middle of what is valid.
+    row, column = (max(int(np.median(axis)) - BOX // 2, 0) for axis in (rows, columns))
     box = {"y": slice(row, row + BOX), "x": slice(column, column + BOX)}
     with served(work) as (url, log, server):
         remote = f"{url}/{store.relative_to(work)}"
