@@ -96,7 +96,14 @@ class Cluster:
     def _workers(self) -> dict[str, Any]:
         now = time.monotonic()
         if now - self._seen[0] > _NEWS:
-            self._seen = now, dict(self._client.scheduler_info(n_workers=-1)["workers"])
+            try:
+                told = self._client.scheduler_info(n_workers=-1)
+            except OSError as error:
+                raise SchedulerError(
+                    f"the scheduler at {self._client.scheduler.address} is gone ({error})",
+                    "start it again, then run again: it goes on where it stopped",
+                ) from error
+            self._seen = now, dict(told["workers"])
         return self._seen[1]
 
     def submit(self, job: Job, writer: StoreWriter, task: Task) -> "Future[Outcome]":
