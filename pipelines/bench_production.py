@@ -2,8 +2,9 @@
 
     python pipelines/bench_production.py ../shared/data --out docs/benchmarks/production
 
-Parts that are not asked for keep what an earlier call found. ``--work`` keeps scenes and stores;
-``--size``, ``--middle`` and ``--scenes`` shrink scenes for a trial.
+Writes OUT.json and OUT.png; parts that are not asked for keep what an earlier call found.
+``--work`` keeps scenes and stores; ``--size``, ``--middle`` and ``--scenes`` shrink scenes for a
+trial.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from production_bench.figure import draw
 from production_bench.kills import kill_producer, kill_worker
 from production_bench.memory import bench_memory
 from production_bench.ranges import bench_ranges
@@ -77,6 +79,7 @@ def main() -> None:
             print(part, json.dumps(results[part])[:600], flush=True)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(results, indent=1) + "\n")
+        draw(results, args.out.with_suffix(".png"))
 
 
 def machine() -> dict[str, Any]:
