@@ -53,7 +53,7 @@ def rates_text(now: "RunProgress") -> str:
     if now.scenes > 1:
         failed = f" ({now.scenes_failed} failed)" if now.scenes_failed else ""
         words.append(f"scenes {now.scenes_done}/{now.scenes}{failed}")
-    words.append(f"{now.pixels_per_second / 1e6:.2f} Mpx/s")
+    words.append(f"{now.pixels_per_second / 1e6:.3g} Mpx/s")
     words.append(f"{now.bytes_in / 1e6:,.1f} MB in")
     words.append(f"{now.bytes_out / 1e3:,.1f} kB out")
     if (left := now.eta) is not None:
