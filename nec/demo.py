@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nec.heads import SceneClassifier
+    from nec.production import Progress
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def catalog() -> Path:
 
 
 def run(
-    scene: Path | None, out: Path, *, progress: Callable[[int, int], None] | None = None
+    scene: Path | None, out: Path, *, progress: Callable[["Progress"], None] | None = None
 ) -> Outcome:
     """Encode a scene, open it with plain xarray, train a head, map the scene.
 
