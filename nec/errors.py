@@ -62,6 +62,7 @@ _EXTRAS = {
     "sklearn": "heads",
     "geopandas": "heads",
     "matplotlib": "plot",
+    "compressai": "train",
 }
 
 
