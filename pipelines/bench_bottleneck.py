@@ -30,8 +30,6 @@ from nec.model import ENCODER, load_model
 
 BASE = "transform codec"
 SHARES = ("embedding", "pooled", "pixels", "statistics")
-# Photos and multispectral chips that the transform codec is fitted to, as the bottlenecks' are.
-SAMPLE = 800
 
 
 def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -109,11 +107,20 @@ def main() -> None:
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
     parser.add_argument("--photos", type=int, default=100_000)
     parser.add_argument("--others", type=int, default=1536)
+    parser.add_argument("--sample", type=int, default=800, help="as the bottlenecks' tables had")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/bottleneck"))
     args = parser.parse_args()
 
+    states = {
+        run.name: torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+        for run in args.runs
+    }
+    depths = {state["recipe"]["blocks"] for state in states.values()}
+    if len(depths) > 1:
+        parser.error(f"runs train {depths} last blocks: compare runs of one depth")
+    blocks = int(depths.pop())
     network, _ = load_network(args.model)
-    end = EncoderEnd(network)
+    end = EncoderEnd(network, blocks=blocks)
     photos, *parts = load_parts(
         args.data,
         args.split,
@@ -142,7 +149,7 @@ def main() -> None:
         return {k: round(float(found[k]), 5) for k in goals}
 
     def spread(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        return rows[:: max(1, len(rows) // SAMPLE)]
+        return rows[:: max(1, len(rows) // args.sample)]
 
     sample = pieces(floats[spread(train)])
     sample += pieces(features_of(end, parts[1].tokens[spread(np.arange(len(parts[1].tokens)))]))
@@ -178,17 +185,22 @@ def main() -> None:
     training = {}
     for run in args.runs:
         record = json.loads((run / "training.json").read_text())
-        state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-        kind = state["recipe"]["kind"]
+        state = states[run.name]
+        kind, rank = state["recipe"]["kind"], state["recipe"]["rank"]
         own, _ = load_network(args.model)
-        last = EncoderEnd(own)
+        last = EncoderEnd(own, blocks=blocks)
         modules = state["trainer"]["modules"]
         last.load_state_dict(
             {k.removeprefix("end."): v for k, v in modules.items() if k.startswith("end.")}
         )
         features = features_of(last, parts[0].tokens)
         if kind == "hyperprior":
-            bottleneck = Bottleneck(features.shape[1], len(LADDER), kind=kind)
+            bottleneck = Bottleneck(
+                features.shape[1],
+                len(LADDER),
+                kind=kind,
+                rank=None if rank == "None" else int(rank),
+            )
             bottleneck.load_state_dict(
                 {
                     k.removeprefix("bottleneck."): v

@@ -29,12 +29,14 @@ from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export
 from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.model import CARD, ENCODER, RATES, sha256_of
+from nec.rotation import klt
 
 # Bytes a vector of the ladder; the middle three are those that a model ships.
 LADDER = (0.05, 0.15, 0.5, 1.5)
 SHIPPED = dict(zip(RATES, LADDER[1:], strict=True))
 WARM_UP = 10
-SAMPLE = 512
+# Chips of each kind that training begins with: for basis and maps, and for steps.
+SAMPLE, FEW = 512, 100
 # Settings that a run is bound to.
 RECIPE = ("kind", "rank", "blocks", "steps", "batch", "peak", "frozen", "photos", "others")
 
@@ -93,22 +95,27 @@ def make_trainer(
         for p, r in zip(batches.parts, batches.rows, strict=True)
     ]
     goals = targets.of(sample, torch.cat(chips))
-    basis, steps = None, []
+    basis = klt(pieces(sample))
     block = 64 if args.kind == "transform" else 1
-    for size in LADDER:
-        fitted = Compressor.fit(
-            pieces(sample), bytes_per_vector=size, basis=basis, gamma=GAMMA, block=block
-        )
-        basis = fitted.basis
-        steps.append(fitted.coding.step_values)
+    few = pieces(torch.cat((photos[:FEW], others[:FEW])))
+    steps = [
+        Compressor.fit(
+            few, bytes_per_vector=size, basis=basis, gamma=GAMMA, block=block
+        ).coding.step_values
+        for size in LADDER
+    ]
     bottleneck = Bottleneck(network.config.dim, len(LADDER), kind=args.kind, rank=args.rank)
     bottleneck.start(sample, basis=basis, steps=np.stack(steps))
-    print("prior alone, bits a token:", warm_up(bottleneck, sample), flush=True)
+    # A cosine prior begins near to its end.
+    warmed = warm_up(bottleneck, sample, rounds=25 if args.kind == "transform" else 60)
+    print("prior alone, bits a token:", warmed, flush=True)
     sizes = {name: goal.shape[-1] for name, goal in goals.items()}
     distillation = Distillation(network.config.dim, sizes, WEIGHTS)
     distillation.start(sample, goals)
     bits = tuple(8 * size for size in LADDER)
-    return Trainer(end, bottleneck, distillation, bits=bits, peak=args.peak), targets
+    return Trainer(
+        end, bottleneck, distillation, bits=bits, peak=args.peak, precision="bfloat16"
+    ), targets
 
 
 def pack(
@@ -159,6 +166,7 @@ def main() -> None:
     parser.add_argument("--peak", type=float, default=3e-4, help="peak learning rate")
     parser.add_argument("--photos", type=int, default=100_000, help="RGB photos to use")
     parser.add_argument("--others", type=int, default=1536, help="multispectral chips to use")
+    parser.add_argument("--sample", type=int, default=800, help="chips that tables are fitted to")
     args = parser.parse_args()
     args.run.mkdir(parents=True, exist_ok=True)
 
@@ -239,7 +247,7 @@ def main() -> None:
     (args.run / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     shutil.rmtree(args.run / "model", ignore_errors=True)
     if args.kind != "hyperprior":
-        rows = [r[:: max(1, len(r) // 800)] for r in batches.rows]
+        rows = [r[:: max(1, len(r) // args.sample)] for r in batches.rows]
         sample = [
             piece
             for part, row in zip(parts, rows, strict=True)

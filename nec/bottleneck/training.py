@@ -72,6 +72,8 @@ class Trainer:
         Bits a token that each rate is to take.
     peak : float
         Learning rate of the end of the encoder and the predictions.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the end of the encoder; bits and predictions are counted in float32.
     """
 
     def __init__(
@@ -82,7 +84,9 @@ class Trainer:
         *,
         bits: tuple[float, ...],
         peak: float = 3e-4,
+        precision: str = "float32",
     ) -> None:
+        self.precision = precision
         self.end, self.bottleneck, self.distillation = end, bottleneck, distillation
         self.bits = torch.tensor(bits)
         self.log_prices = torch.full((len(bits),), torch.nan)
@@ -138,7 +142,9 @@ class Trainer:
         dict of str to float
             Distortion and its parts, bits a token, price.
         """
-        features = self.end(tokens).float()
+        mixed = self.precision == "bfloat16"
+        with torch.autocast(tokens.device.type, torch.bfloat16, enabled=mixed):
+            features = self.end(tokens).float()
         coded = self.bottleneck(features, rate)
         parts = self.distillation(coded.features, targets)
         bits = coded.bits.mean() / features[0, 0].numel()
