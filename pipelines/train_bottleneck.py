@@ -13,6 +13,7 @@ EuroSAT test pool is read, and a fifth of the training images stays out for comp
 
 import argparse
 import json
+import math
 import shutil
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ def pieces(features: Tensor, size: int = 100) -> list[np.ndarray]:
 
 def pace(step: int, steps: int) -> float:
     """Fraction of the peak learning rate: linear warm-up, then a cosine to zero."""
-    return min(1.0, (step + 1) / WARM_UP) * (1 + np.cos(np.pi * step / steps)) / 2
+    return min(1.0, (step + 1) / WARM_UP) * (1 + math.cos(math.pi * step / steps)) / 2
 
 
 class Batches:

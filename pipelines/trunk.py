@@ -152,7 +152,7 @@ def features_of(end: EncoderEnd, tokens: NDArray[np.float16]) -> Tensor:
     """Run the end of the encoder over kept tokens (n, y, x, width): (n, dim, y, x), float32."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         parts = [
-            end(torch.from_numpy(tokens[at : at + BATCH]).float()).float()
+            end(torch.from_numpy(tokens[at : at + BATCH].astype(np.float32))).float()
             for at in range(0, len(tokens), BATCH)
         ]
     return torch.cat(parts)
