@@ -6,7 +6,7 @@ Photos that were kept out of the bottlenecks' training (and are none of the test
 100 to a chunk, and the bytes of those chunks are counted; a hyperprior's bits are an estimate,
 and marked so. Heads are fitted on decoded embeddings of the photos that were trained on. Beside
 the probe's accuracy stands what share of the float embedding's variance a linear map does not
-find in the decoded one: of tokens, and of the whitened mean and deviation of an image. The
+find in the decoded one: of tokens, and of the whitened mean of an image. The
 average byte saving is at equal such shares. Writes ``docs/benchmarks/bottleneck.{json,png}``.
 """
 
@@ -29,7 +29,7 @@ from nec.compressor import Compressor
 from nec.model import ENCODER, load_model
 
 BASE = "transform codec"
-SHARES = ("embedding", "pooled", "pixels", "statistics")
+SHARES = tuple(WEIGHTS)
 
 
 def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -74,13 +74,14 @@ def average_saving(
 
 def plot(table: dict, out: Path) -> None:
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
     for name, rows in table["rows"].items():
         size = [r["bytes_per_image"] for r in rows]
         style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-"}
         axes[0].plot(size, [100 * r["accuracy"]["value"] for r in rows], label=name, **style)
-        for ax, share in zip(axes[1:], SHARES, strict=False):
+        for ax, share in zip(axes[1:], ("embedding", "pooled_mean"), strict=True):
             ax.plot(size, [r["unexplained"][share] for r in rows], label=name, **style)
     for name, row in table["trivial"].items():
         at = (row["bytes_per_image"], 100 * row["accuracy"]["value"])
@@ -94,6 +95,8 @@ def plot(table: dict, out: Path) -> None:
     )
     for ax, title in zip(axes, titles, strict=True):
         ax.set(xscale="log", xlabel="bytes an image", title=title)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xticks((10, 30, 100, 300), ("10", "30", "100", "300"))
     axes[1].legend(fontsize=8)
     figure.savefig(out, dpi=120)
 

@@ -103,8 +103,8 @@ def test_every_part_trains_and_survives_a_file(
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         assert parameter.grad.abs().sum() > 0, name
-    weight = bottleneck.projection.weight
-    assert (weight @ weight.T - torch.eye(8)).abs().max() < 1e-5
+    basis = bottleneck.basis
+    assert (basis.T @ basis - torch.eye(8)).abs().max() < 1e-5
     torch.save(bottleneck.state_dict(), tmp_path / "state.pt")
     again = Bottleneck(DIM, 2, kind=kind, rank=8)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -165,7 +165,7 @@ def test_exports_what_it_learned(
     made = export(bottleneck, pieces(features), bytes_per_vector=SIZES)
     assert made[0].basis_hash == made[1].basis_hash
     assert made[0].basis.shape == (DIM, rank or DIM)
-    within = bottleneck.projection.weight.detach().numpy() @ made[0].basis
+    within = bottleneck.basis.detach().numpy().T @ made[0].basis
     assert np.abs(within @ within.T - np.eye(rank or DIM)).max() < 1e-5
     of_band = np.abs(within).argmax(0)
     learned = bottleneck.log_steps.detach().exp().numpy()[1, of_band]

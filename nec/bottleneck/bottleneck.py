@@ -1,6 +1,6 @@
 """`Bottleneck`: an orthonormal projection, learned steps for each rate, and a prior."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -92,6 +92,11 @@ class Bottleneck(nn.Module):
         """Number of rates."""
         return len(self.log_steps)
 
+    @property
+    def basis(self) -> Tensor:
+        """Orthonormal columns (dim, band)."""
+        return cast(Tensor, self.projection.weight).T
+
     @torch.no_grad()
     def start(
         self, features: Tensor, *, basis: NDArray[np.float32], steps: NDArray[np.float32]
@@ -117,7 +122,7 @@ class Bottleneck(nn.Module):
 
     def analyse(self, features: Tensor) -> Tensor:
         """Return what is rounded of features (n, dim, y, x), in their units: (n, band, y, x)."""
-        bands = torch.einsum("ndyx,bd->nbyx", features, self.projection.weight)
+        bands = torch.einsum("ndyx,db->nbyx", features, self.basis)
         return cosine(bands) if self.kind == "transform" else bands
 
     def forward(self, features: Tensor, rate: int) -> Coded:
@@ -133,7 +138,7 @@ class Bottleneck(nn.Module):
         decoded = values * steps[:, None, None]
         if self.kind == "transform":
             decoded = cosine(decoded, inverse=True)
-        return Coded(torch.einsum("nbyx,bd->ndyx", decoded, self.projection.weight), bits)
+        return Coded(torch.einsum("nbyx,db->ndyx", decoded, self.basis), bits)
 
     def quantiles(self) -> list[nn.Parameter]:
         """Return the parameters of the auxiliary loss: where CompressAI's tables end."""
@@ -143,6 +148,7 @@ class Bottleneck(nn.Module):
         """Return CompressAI's loss of the quantiles; they have an optimiser of their own."""
         total = torch.zeros((), device=self.log_steps.device)
         if not isinstance(self.prior, CosinePrior):
-            for density in self.prior.densities:
+            densities: Any = self.prior.densities
+            for density in densities:
                 total = total + density.loss()
         return total

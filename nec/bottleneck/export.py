@@ -53,7 +53,7 @@ def export(
             f"{len(bytes_per_vector)} sizes for {bottleneck.rates} rates", "give one for each"
         )
     with torch.no_grad():
-        basis = bottleneck.projection.weight.double().cpu().numpy().T
+        basis = bottleneck.basis.double().cpu().numpy()
         steps = bottleneck.log_steps.exp().float().cpu().numpy()
     order = _importance(sample, basis, steps)
     exact, triangle = np.linalg.qr(basis[:, order])
@@ -78,10 +78,10 @@ def _importance(
     """Return the bands in order: how many steps they are wide, over all rates."""
     energy, count = np.zeros(basis.shape[1]), 0
     for piece in sample:
-        values = np.asarray(piece, np.float32)
-        values = values.reshape(-1, values.shape[-1])
-        values = values[~np.isnan(values).any(1)] @ basis
-        energy += np.square(values).sum(0)
-        count += len(values)
+        vectors = np.asarray(piece, np.float32)
+        vectors = vectors.reshape(-1, vectors.shape[-1])
+        vectors = vectors[~np.isnan(vectors).any(1)]
+        energy += np.square(vectors @ basis).sum(0)
+        count += len(vectors)
     width = np.log(np.maximum(energy / max(count, 1), 1e-12)) / 2 - np.log(steps).mean(0)
     return np.argsort(-width, kind="stable")
