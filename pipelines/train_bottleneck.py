@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fit_compressors import GAMMA
-from imagery import PATCH
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trunk import WEIGHTS, Part, Photos, Targets, features_of, load_parts
@@ -215,7 +214,6 @@ def main() -> None:
         "steps": args.steps,
         "steps_share": round(args.steps / card["training"]["steps"], 4),
         "images_share": round(args.steps * args.batch / pretraining, 4),
-        "patch": PATCH,
     }
     print(json.dumps(training), flush=True)
     started = time.perf_counter() - seconds
@@ -248,6 +246,8 @@ def main() -> None:
     (args.run / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     shutil.rmtree(args.run / "model", ignore_errors=True)
     if args.kind != "hyperprior":
+        # Tables are fitted to what the weights give as they are stored.
+        network.load_state_dict({k: v.half().float() for k, v in network.state_dict().items()})
         rows = [r[:: max(1, len(r) // args.sample)] for r in batches.rows]
         sample = [
             piece
