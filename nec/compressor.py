@@ -96,6 +96,7 @@ class Compressor:
         gamma: float = 0.0,
         whitening: float = 0.25,
         lagrangian: float = 0.12,
+        falloff: float = 1.0,
         min_cosine: float = 0.0,
         relative_steps: NDArray[np.float32] | None = None,
     ) -> "Compressor":
@@ -130,6 +131,10 @@ class Compressor:
         lagrangian : float
             Squared error, in steps, that the encoder takes for a bit saved; 0 rounds to the
             nearest.
+        falloff : float
+            How many times less a squared error counts at each finer octave of spatial frequency.
+            1 serves maps; more gives bytes to what an image is as a whole, for pooled
+            embeddings. At most 16.
         min_cosine : float
             Smallest cosine between any vector and its decoded self; blocks that hold a worse one
             are coded finer. Two zero vectors agree (1), a zero vector and another do not (0). 0
@@ -179,6 +184,7 @@ class Compressor:
             relative_steps=steps.astype(np.float32),
             block=block,
             lagrangian=lagrangian,
+            falloff=falloff,
             bytes_per_vector=bytes_per_vector,
             cosine=cosine,
             min_cosine=min_cosine,
@@ -222,6 +228,8 @@ class Compressor:
         """Name of this compressor: basis and codings."""
         # Whole codings: what the encoder alone heeds makes other bytes too.
         codings = json.dumps([self.coding.to_dict(), self.scene_coding.to_dict()], sort_keys=True)
+        if self.coding.falloff != 1:
+            codings += f"{self.coding.falloff}"
         return hashlib.sha256((self.basis_hash + codings).encode()).hexdigest()[:16]
 
     def guarded(self, min_cosine: float | None) -> "Compressor":
@@ -297,6 +305,7 @@ class Compressor:
             "nec_compressor": FILE_VERSION,
             "basis": {"shape": list(self.basis.shape), "float32": pack(self.basis)},
             "coding": self.coding.to_dict(),
+            "falloff": self.coding.falloff,
             "scene_coding": self.scene_coding.to_dict(),
             "fidelity": self.fidelity.to_dict(),
         }
@@ -320,7 +329,8 @@ class Compressor:
             basis = unpack(data["basis"]["float32"], "float32", shape)
             compressor = cls(
                 basis.astype(np.float32),
-                Coding.from_dict(data["coding"]),
+                # Files of earlier releases have no falloff.
+                replace(Coding.from_dict(data["coding"]), falloff=data.get("falloff", 1.0)),
                 Coding.from_dict(data["scene_coding"]),
                 Fidelity(**data["fidelity"]),
             )

@@ -22,6 +22,10 @@ class SceneError(NecError, ValueError):
     """A scene cannot be read as asked: a missing band, no CRS, no raster."""
 
 
+class SceneReadError(SceneError):
+    """A scene's file cannot be opened or read: damaged, gone, or out of reach; it may come back."""
+
+
 class ModelError(NecError, ValueError):
     """A model is unknown, damaged, or cannot take this input."""
 
@@ -36,6 +40,10 @@ class ChunkError(NecError, ValueError):
 
 class StoreError(NecError, OSError):
     """A store cannot be written or read: sealed, foreign, damaged, incomplete."""
+
+
+class SchedulerError(NecError, OSError):
+    """A cluster's scheduler does not answer."""
 
 
 class LowRankError(NecError, ValueError):
@@ -58,6 +66,7 @@ _EXTRAS = {
     "rioxarray": "encode",
     "odc": "encode",
     "PIL": "encode",
+    "distributed": "cluster",
     "scipy": "encode",
     "sklearn": "heads",
     "geopandas": "heads",

@@ -117,7 +117,7 @@ def main() -> None:
     units = np.arange(len(images.labels))
     table = probe(rows, images.labels, splits, units, reference=REFERENCE)
     results = {
-        "task": "EuroSAT RGB, mean and deviation of the tokens of 64 bands",
+        "task": "EuroSAT RGB, mean and roughness of the tokens of 64 bands",
         "batch": args.batch,
         "training_labels": len(splits[0][0]),
         "resamples": RESAMPLES,

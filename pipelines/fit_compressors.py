@@ -94,6 +94,8 @@ def card_text(card: dict) -> str:
         if float(training["noise"])
         else ""
     )
+    kept = float(training["last_keep"])
+    unmasked = f" (to {kept:.0%} in the last {training['cooldown']} steps)" if kept > 0.25 else ""
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
         for rate, f in card["compressors"]["held_out"].items()
@@ -109,8 +111,8 @@ reflectance 0 to 1.
 - **Data**: {training["data"]}.
 - **Training**: {training["steps"]} steps of {training["batch"]} chips, seed {training["seed"]},
   {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a quarter of their
-  tokens; reconstruction of hidden tokens, agreement of the views, a linear prediction of each
-  patch's colour and texture from its embedding{taught}{noise}. The weights
+  tokens{unmasked}; reconstruction of hidden tokens, agreement of the views, a linear
+  prediction of each patch's colour and texture from its embedding{taught}{noise}. The weights
   are a running average. Loss curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
   `docs/encoder.md`.
 
@@ -163,8 +165,12 @@ def main() -> None:
         fidelity[rate] = measured.to_dict()
         print(rate, "fit", compressor.fidelity, "held out", measured, flush=True)
     state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    recipe = state["arguments"]
-    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in recipe.items() if v != "None")
+    commands = [
+        "python pipelines/pretrain_encoder.py ../shared/data "
+        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in stage.items() if v != "None")
+        for stage in state["stages"]
+    ]
+    recipe = state["stages"][-1]
     card = {
         "name": args.out.name,
         "encoder": config.to_dict(),
@@ -172,12 +178,12 @@ def main() -> None:
         "weights_sha256": sha256_of(args.out / ENCODER),
         "licence": "Apache-2.0",
         "training": {
-            "commands": [f"python pipelines/pretrain_encoder.py ../shared/data {options}"],
+            "commands": commands,
             "steps": state["step"],
-            "batch": recipe["batch"],
-            "noise": recipe["noise"],
-            "noise_from": recipe["noise_from"],
-            "teacher_weight": recipe["teacher_weight"],
+            **{
+                k: recipe[k]
+                for k in ("batch", "noise", "noise_from", "teacher_weight", "cooldown", "last_keep")
+            },
             "cpu_hours": state["cpu_hours"],
             "seed": 0,
             "data": "EuroSAT RGB and multispectral, the training side of "

@@ -55,23 +55,25 @@ class Imagery:
     rgb_maps: Maps | None
     multispectral_maps: Maps | None
 
-    def batch(self, step: int, size: int) -> tuple[Tensor, Tensor, Tensor | None, torch.Generator]:
+    def batch(
+        self, step: int, size: int, *, multispectral_every: int = 2
+    ) -> tuple[Tensor, Tensor, Tensor | None, torch.Generator]:
         """Return chips (n, 6, y, x), GSD (n,) and the teacher's tokens of a step.
 
-        Missing bands are NaN. Steps are RGB photos and multispectral in turn; of the latter, in turn half
-        small chips and half cut from the larger images at 10, 20 and 30 m, or fewer, wider chips
-        cut from the larger images alone, so that the encoder is at ease with more tokens than a
-        small chip has.
+        Missing bands are NaN. Steps are RGB photos but for one in so many, which is
+        multispectral. Of these, in turn: half small chips and half cut from the larger images at
+        10, 20 and 30 m; or fewer, wider chips cut from the larger images alone, so that the
+        encoder is at ease with more tokens than a small chip has.
         """
         rng = np.random.default_rng(step)
         generator = torch.Generator().manual_seed(step)
-        if step % 2:
+        if step % multispectral_every:
             picked = rng.choice(len(self.rgb), size, replace=False)
             chips = torch.full((size, 6, CHIP, CHIP), torch.nan)
             chips[:, :3] = torch.from_numpy(self.rgb[picked]).float() / 255
             maps = None if self.rgb_maps is None else self.rgb_maps[picked]
             return chips, torch.full((size,), 10.0), _tensor(maps), generator
-        if step % 4 == 2:
+        if step // multispectral_every % 2:
             count = size * CHIP**2 // WIDE_CHIP**2
             cuts, cut_maps, gsd = self._cut(rng, count, WIDE_CHIP)
             return torch.from_numpy(cuts), torch.tensor(gsd), _tensor(cut_maps), generator

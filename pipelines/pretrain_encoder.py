@@ -1,10 +1,11 @@
 """Pretrain the built-in encoder `nec-tiny`, self-supervised, on the development imagery.
 
-    python pipelines/pretrain_encoder.py ../shared/data --steps 2600
+    python pipelines/pretrain_encoder.py ../shared/data --steps 2400
 
-Resumes from the run folder's checkpoint; the data of a step depend on its number alone, so a
-resumed run sees what an uninterrupted one would. The rate of learning is constant but for the
-last ``--cooldown`` steps, so a resumed run may be given another number of steps. No image of
+Resumes from the run folder's checkpoint; the data of a step depend on its number and on
+``--multispectral-every`` alone, so a resumed run sees what an uninterrupted one would. The rate
+of learning is constant but for the last ``--cooldown`` steps, so a resumed run may be given
+another number of steps, or other options: the checkpoint lists these stages. No image of
 the EuroSAT test pool (``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles,
 UC Merced images or biomass areas is used. Writes the running average of the weights
 (``encoder.safetensors``) and ``log.jsonl`` to the run folder, and the loss curve to
@@ -36,7 +37,15 @@ AVERAGE = 0.995
 RECIPE = (
     *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
     *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
-    *("teacher_weight", "least_area", "keep", "last_keep", "noise", "noise_from"),
+    *(
+        "teacher_weight",
+        "multispectral_every",
+        "least_area",
+        "keep",
+        "last_keep",
+        "noise",
+        "noise_from",
+    ),
 )
 
 
@@ -124,6 +133,7 @@ def main() -> None:
     parser.add_argument("--bands", choices=("same", "own"), default="same", help="of two views")
     parser.add_argument("--keep", type=float, default=0.25, help="fraction of tokens seen")
     parser.add_argument("--last-keep", type=float, default=0.5, help="the same in the cooldown")
+    parser.add_argument("--multispectral-every", type=int, default=2, help="one step in so many")
     parser.add_argument("--least-area", type=float, default=0.4, help="of a view's crop")
     parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
     parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
@@ -149,7 +159,7 @@ def main() -> None:
     ).to(device)
     optimizers = make_optimizers(objective, args.peak, args.optimizer)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-    first, log, cpu = 0, [], 0.0
+    first, log, cpu, stages = 0, [], 0.0, []
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -157,9 +167,12 @@ def main() -> None:
         average.load_state_dict(state["average"])
         for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
-        first, log, cpu = state["step"], state["log"], state.get("cpu_hours", 0.0)
+        first, log, cpu, stages = (state[k] for k in ("step", "log", "cpu_hours", "stages"))
         print(f"resumed at step {first}", flush=True)
 
+    recipe = {k: str(v) for k, v in vars(args).items() if k in RECIPE}
+    if recipe not in stages[-1:]:
+        stages.append(recipe)
     teacher = None
     if args.teacher_weight:
         teacher = Teacher.load(args.data / "weights" / "galileo_nano", args.run.parent / "teacher")
@@ -170,12 +183,13 @@ def main() -> None:
         f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters",
         flush=True,
     )
-    started, last = time.perf_counter(), args.steps
+    started = time.perf_counter()
+    last = min(args.steps, first + (args.stop_after or args.steps))
     cpu -= time.process_time() / 3600
-    if args.stop_after:
-        last = min(last, first + args.stop_after)
     for step in range(first, last):
-        chips, gsd, maps, generator = imagery.batch(step, args.batch)
+        chips, gsd, maps, generator = imagery.batch(
+            step, args.batch, multispectral_every=args.multispectral_every
+        )
         torch.manual_seed(step)
         views, scales, led = zip(
             *(
@@ -225,7 +239,7 @@ def main() -> None:
                 "step": step + 1,
                 "log": log,
                 "cpu_hours": cpu + time.process_time() / 3600,
-                "arguments": {k: str(v) for k, v in vars(args).items() if k in RECIPE},
+                "stages": stages,
             }
             part = checkpoint.with_suffix(".part")
             torch.save(state, part)

@@ -96,3 +96,23 @@ def test_fewer_components_and_given_steps(features: np.ndarray) -> None:
         Compressor.fit(features, cosine=0.99, basis=whole.basis[:, :4], min_cosine=0.9)
     with pytest.raises(CompressorError, match="one step for each"):
         Compressor.fit(features, cosine=0.99, relative_steps=steps)
+
+
+def test_falloff_gives_bytes_to_the_whole_and_stays_out_of_the_store(tmp_path):
+    rng = np.random.default_rng(5)
+    sample = rng.normal(size=(40, 16, 16, 8)) + 2 * rng.normal(size=(40, 1, 1, 8))
+    plain, whole = (
+        Compressor.fit(sample, bytes_per_vector=0.1, falloff=falloff) for falloff in (1.0, 2.5)
+    )
+
+    def missed(compressor):
+        decoded = compressor.decode(compressor.encode(sample))
+        return np.square(decoded.mean((1, 2)) - sample.mean((1, 2))).mean()
+
+    assert missed(whole) < 0.7 * missed(plain)
+    assert whole.coding.digest != plain.coding.digest
+    assert "falloff" not in whole.coding.to_dict()
+    whole.save(tmp_path / "whole.json")
+    again = Compressor.load(tmp_path / "whole.json")
+    assert again.digest == whole.digest
+    assert again.encode(sample) == whole.encode(sample)

@@ -57,6 +57,7 @@ def fit_coding(
     bytes_per_vector: float | None = None,
     cosine: float | None = None,
     min_cosine: float = 0.0,
+    falloff: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
     kept: Sequence[NDArray[np.float32]] | None = None,
 ) -> tuple[Coding, dict[str, float]]:
@@ -76,6 +77,8 @@ def fit_coding(
         The target: one of the two.
     min_cosine : float
         Smallest cosine that the encoder is to allow; 0 for no guarantee.
+    falloff : float
+        How many times less a squared error counts at each finer octave.
     chunk_tokens : int
         Vectors of a chunk that segments are planned for; fewer where the pieces have fewer.
     kept : sequence of ndarray of shape (valid vector,), float32, optional
@@ -96,7 +99,7 @@ def fit_coding(
             f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
             "keep as many bands as there are features",
         )
-    sample = _Sample(pieces, block, lagrangian, kept)
+    sample = _Sample(pieces, block, lagrangian, falloff, kept)
     target = bytes_per_vector if cosine is None else cosine
     assert target is not None
     if cosine is not None and cosine >= 1:
@@ -198,7 +201,8 @@ def measure(
 
     `kept` is that of `fit_coding`.
     """
-    return _summary(*_Sample(pieces, coding.block, coding.lagrangian, kept).measure(coding))
+    sample = _Sample(pieces, coding.block, coding.lagrangian, coding.falloff, kept)
+    return _summary(*sample.measure(coding))
 
 
 def _summary(size: float, fidelity: NDArray[np.float64]) -> dict[str, float]:
@@ -218,12 +222,13 @@ class _Sample:
         pieces: Sequence[NDArray[np.float32]],
         block: int,
         lagrangian: float,
+        falloff: float,
         kept: Sequence[NDArray[np.float32]] | None = None,
     ) -> None:
         self.kept = 1.0 if kept is None else np.concatenate(kept)
         self.chunks = [Transformed(p, block) for p in pieces]
         self.block = block
-        self.lagrangian = lagrangian
+        self.lagrangian, self.falloff = lagrangian, falloff
         self.vectors = sum(int(c.valid.sum()) for c in self.chunks)
 
     def measure(self, coding: Coding) -> tuple[float, NDArray[np.float64]]:
@@ -247,7 +252,9 @@ class _Sample:
         coding = self._first(steps) if near is None else _with_steps(near, steps)
         for _ in range(ROUNDS if near is None else MORE_ROUNDS):
             decided = [c.decide(coding, trace=True) for c in self.chunks]
-            coding = replace(self._refit(coding, decided), lagrangian=self.lagrangian)
+            coding = replace(
+                self._refit(coding, decided), lagrangian=self.lagrangian, falloff=self.falloff
+            )
         return coding
 
     def _first(self, steps: NDArray[np.float32]) -> Coding:

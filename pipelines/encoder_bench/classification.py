@@ -4,8 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from galileo import GalileoEncoder, galileo_tokens
-from main_job.images import moments
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
@@ -20,13 +18,15 @@ from encoder_bench.images import (
 )
 from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
+from nec.encoders.galileo import GalileoEncoder, galileo_tokens
+from nec.heads.pooling import mean_and_roughness
 
 RESAMPLES, LABELS = 10, 6000
 # Edge of a block of places that are tested together, metres, and folds of blocks.
 BLOCK, FOLDS = 100_000.0, 4
-UCM_FOLDS, UCM_REPEATS = 8, 10
+UCM_FOLDS, UCM_REPEATS = 8, 2
 SEED = 7
-OURS = "embedding, mean and deviation"
+OURS = "embedding, mean and roughness"
 
 
 def rows_of(
@@ -40,7 +40,7 @@ def rows_of(
     return {
         OURS: ours,
         "embedding, mean": ours[:, : encoder.dim],
-        "untrained twin, mean and deviation": untrained,
+        "untrained twin, mean and roughness": untrained,
         "pixel statistics": statistics,
         "random filters": filters,
         "pixel statistics and random filters": np.concatenate([statistics, filters], axis=1),
@@ -91,8 +91,8 @@ def bench_eurosat_multispectral(
         galileo_tokens(galileo, part * 1e4, images.bands)
         for part in np.array_split(images.images, 20)
     ]
-    rows["Galileo-nano tokens, mean and deviation"] = np.concatenate(
-        [moments(np.moveaxis(t, -1, 1)) for t in tokens]
+    rows["Galileo-nano tokens, mean and roughness"] = np.concatenate(
+        [mean_and_roughness(np.moveaxis(t, -1, 1)) for t in tokens]
     )
     return {
         "task": "EuroSAT multispectral, 7 bands, 10 classes; test pool of the split, by blocks of "

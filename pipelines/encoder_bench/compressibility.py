@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job.images import moments
 from numpy.typing import NDArray
 
 from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens
 from encoder_bench.probes import probe
 from nec.compressor import Compressor
 from nec.encoders import Encoder
+from nec.heads.pooling import mean_and_roughness
 
 # Bytes a vector on the fitting sample.
 RATES = (0.06, 0.15, 0.5, 1.5)
@@ -25,7 +25,7 @@ SEED = 17
 
 @dataclass
 class _Coded:
-    moments: list[NDArray[np.float32]]
+    pooled: list[NDArray[np.float32]]
     size: int = 0
     vectors: int = 0
 
@@ -66,7 +66,7 @@ def bench_compressibility(
     for row, size in sizes.items():
         table[row]["bytes_per_vector"] = round(size, 4)
     return {
-        "task": "EuroSAT RGB from decoded tokens, mean and deviation",
+        "task": "EuroSAT RGB from decoded tokens, mean and roughness",
         "training_labels": len(splits[0][0]),
         "rates": RATES,
         "rows": table,
@@ -83,7 +83,7 @@ def _decoded(
     )
     features = np.moveaxis(tokens, 1, -1).astype(np.float32)
     sample = [features[np.sort(train[at : at + CHUNK])] for at in range(0, FITTED, CHUNK)]
-    out = {"float32": (moments(tokens), 4.0 * tokens.shape[1])}
+    out = {"float32": (mean_and_roughness(tokens), 4.0 * tokens.shape[1])}
     basis = None
     for rate in RATES:
         compressor = Compressor.fit(sample, bytes_per_vector=rate, basis=basis, gamma=GAMMA)
@@ -93,8 +93,8 @@ def _decoded(
             encoded = compressor.encode(part)
             coded.size += len(encoded)
             coded.vectors += part[..., 0].size
-            coded.moments.append(moments(np.moveaxis(compressor.decode(encoded), -1, 1)))
-        out[f"{rate:g} B"] = (np.concatenate(coded.moments), coded.size / coded.vectors)
+            coded.pooled.append(mean_and_roughness(np.moveaxis(compressor.decode(encoded), -1, 1)))
+        out[f"{rate:g} B"] = (np.concatenate(coded.pooled), coded.size / coded.vectors)
     return out
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import rasterio
 import torch
-from main_job.images import moments
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
+from nec.heads.pooling import mean_and_roughness
 
 RGB = ("red", "green", "blue")
 MULTISPECTRAL = ("blue", "green", "red", "nir", "nir08", "swir16", "swir22")
@@ -134,10 +134,10 @@ def image_tokens(encoder: Encoder, images: ImageSet, at: slice) -> NDArray[np.fl
 
 
 def pooled(encoder: Encoder, images: ImageSet) -> NDArray[np.float32]:
-    """Return mean and deviation of each image's tokens, (n, 2 dim)."""
+    """Return mean and roughness of each image's tokens, (n, 2 dim)."""
     return np.concatenate(
         [
-            moments(image_tokens(encoder, images, slice(at, at + BATCH)))
+            mean_and_roughness(image_tokens(encoder, images, slice(at, at + BATCH)))
             for at in range(0, len(images.images), BATCH)
         ]
     )

@@ -114,7 +114,7 @@ def _images(ax: Axes, found: dict[str, Any]) -> None:
     rows, rate = found["rows"], found["rate"]
     suffixes = [f"shipped ({r})" if r == rate else r for r in RATES]
     for kind, head, colour, style in (
-        ("tokens, mean and deviation", "linear", "#0d47a1", "-"),
+        ("tokens, mean and roughness", "linear", "#0d47a1", "-"),
         ("tokens, mean", "linear", "#42a5f5", "-"),
         ("tokens, mean", "k-NN", "#42a5f5", ":"),
         ("scene_embedding", "linear", SCENE, "-"),

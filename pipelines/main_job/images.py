@@ -20,6 +20,7 @@ from main_job.statistics import pixel_statistics
 from nec.codec import NecCodec
 from nec.encoders import Encoder
 from nec.heads import SceneClassifier
+from nec.heads.pooling import mean_and_roughness
 from nec.model import RATES, Model
 from nec.rotation import rotate
 from nec.scene import ImageCollection
@@ -35,7 +36,7 @@ SEED = 3
 class Features:
     """What is kept of each image, and bytes by rate.
 
-    Vectors are (n, 2 d): means over the tokens, then deviations, in the store's basis.
+    Vectors are (n, 2 d): means over the tokens, then roughness, in the store's basis.
     """
 
     original: NDArray[np.float32]
@@ -125,18 +126,16 @@ class Shipped:
     def read(cls, catalog: Path, store: xr.Dataset, chosen: NDArray[np.intp]) -> "Shipped":
         """Read it chunk by chunk."""
         tokens = store["embedding"]
-        parts = [moments(tokens[at].values) for at in _chunks(tokens.sizes["sample"], POOLED_CHUNK)]
+        parts = [
+            mean_and_roughness(tokens[at].values)
+            for at in _chunks(tokens.sizes["sample"], POOLED_CHUNK)
+        ]
         payload = disk_bytes(catalog)["payload"]
         return cls(
             store["scene_embedding"].values[chosen],
             np.concatenate(parts)[chosen],
             {name: size / tokens.sizes["sample"] for name, size in payload.items()},
         )
-
-
-def moments(tokens: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return mean and deviation over the place of (n, d, y, x), as (n, 2 d)."""
-    return np.concatenate([tokens.mean((2, 3)), tokens.std((2, 3))], axis=1)
 
 
 def _rows(
@@ -147,16 +146,16 @@ def _rows(
     pooled = features.original[:, :dim]
     vectors = {"float32": pooled, "int8": _int8(pooled)}
     sizes = {"float32": 4.0 * dim, "int8": float(dim)}
-    vectors["float32 tokens, mean and deviation"] = features.original
-    sizes["float32 tokens, mean and deviation"] = 4.0 * dim * features.tokens
+    vectors["float32 tokens, mean and roughness"] = features.original
+    sizes["float32 tokens, mean and roughness"] = 4.0 * dim * features.tokens
     for other in RATES:
         ours = other == rate
         suffix = f"shipped ({rate})" if ours else other
         decoded = shipped.tokens if ours else features.decoded[other]
         size = features.bytes_coded[other] / len(pooled)
         vectors[f"tokens, mean, {suffix}"] = decoded[:, :dim]
-        vectors[f"tokens, mean and deviation, {suffix}"] = decoded
-        for kind in ("mean", "mean and deviation"):
+        vectors[f"tokens, mean and roughness, {suffix}"] = decoded
+        for kind in ("mean", "mean and roughness"):
             sizes[f"tokens, {kind}, {suffix}"] = shipped.payload["embedding"] if ours else size
         name = f"scene_embedding, {suffix}"
         if ours:
@@ -164,7 +163,7 @@ def _rows(
         else:
             vectors[name], whole = _pooled_coded(pooled, model, other)
             sizes[name] = whole / len(pooled)
-    for kind, twin in (("mean", features.twin[:, :dim]), ("mean and deviation", features.twin)):
+    for kind, twin in (("mean", features.twin[:, :dim]), ("mean and roughness", features.twin)):
         vectors[f"untrained twin, float32, {kind}"] = twin
         sizes[f"untrained twin, float32, {kind}"] = 4.0 * dim * features.tokens
     return vectors, sizes
@@ -185,14 +184,14 @@ def _features(collection: ImageCollection, model: Model, twin: Encoder) -> Featu
     def work(at: slice) -> tuple[NDArray[np.float32], dict[str, int]]:
         images = collection.read(at.start, at.stop)
         tokens = nec.embed(images, model=model, bands=collection.bands, gsd=collection.gsd)
-        kept.original[at] = moments(rotate(tokens, model.basis))
+        kept.original[at] = mean_and_roughness(rotate(tokens, model.basis))
         sizes = {}
         for rate in RATES:
             data = model.compressors[rate].encode(np.moveaxis(tokens, 1, -1))
             decoded = np.moveaxis(model.compressors[rate].decode(data), -1, 1)
-            kept.decoded[rate][at] = moments(rotate(decoded, model.basis))
+            kept.decoded[rate][at] = mean_and_roughness(rotate(decoded, model.basis))
             sizes[rate] = len(data)
-        kept.twin[at] = moments(_twin_tokens(twin, images, collection))
+        kept.twin[at] = mean_and_roughness(_twin_tokens(twin, images, collection))
         return pixel_statistics(images), sizes
 
     statistics = []
@@ -280,11 +279,11 @@ def _estimates(counts: dict[str, NDArray[np.float32]]) -> dict[str, dict[str, An
     table: dict[str, dict[str, Any]] = {}
     for head in ("linear", "k-NN"):
         alike = {n: c for n, c in counts.items() if n.endswith(f": {head}")}
-        spread = {n: c for n, c in alike.items() if "tokens, mean and deviation" in n}
+        spread = {n: c for n, c in alike.items() if "tokens, mean and roughness" in n}
         pooled = {n: c for n, c in alike.items() if n not in spread}
         for rows, reference in (
             (pooled, f"float32: {head}"),
-            (spread, f"float32 tokens, mean and deviation: {head}"),
+            (spread, f"float32 tokens, mean and roughness: {head}"),
         ):
             table |= estimates(rows, reference=reference, metrics=("accuracy",), seed=SEED)
     reference = "float32: linear"

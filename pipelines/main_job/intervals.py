@@ -40,32 +40,79 @@ def balanced_accuracy(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     return _mean(hit / np.maximum(true, 1e-9), true > 0)
 
 
+# Sums over cells of a unit that regression metrics are made of, see `misses`.
+SUMS = 6
+
+
+def misses(
+    truth: NDArray[np.floating], found: NDArray[np.floating], units: NDArray[np.intp], count: int
+) -> NDArray[np.float64]:
+    """Sum up errors by unit: (units, 6) number, error, its size and square, truth, its square."""
+    error = found - truth
+    columns = (np.ones_like(error), error, np.abs(error), error**2, truth, truth**2)
+    return np.stack([np.bincount(units, c, minlength=count) for c in columns], axis=-1)
+
+
+def rmse(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Root mean square error of sums (..., 6)."""
+    return np.sqrt(sums[..., 3] / sums[..., 0])
+
+
+def mae(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Mean absolute error."""
+    return sums[..., 2] / sums[..., 0]
+
+
+def bias(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Mean of predicted minus measured."""
+    return sums[..., 1] / sums[..., 0]
+
+
+def r2(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Coefficient of determination."""
+    spread = sums[..., 5] - sums[..., 4] ** 2 / sums[..., 0]
+    return 1 - sums[..., 3] / np.maximum(spread, 1e-9)
+
+
 def _mean(values: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.floating]:
     return np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1)
 
 
-METRICS = {"accuracy": accuracy, "mean_iou": mean_iou, "balanced_accuracy": balanced_accuracy}
+METRICS = {
+    "accuracy": accuracy,
+    "mean_iou": mean_iou,
+    "balanced_accuracy": balanced_accuracy,
+    "rmse": rmse,
+    "mae": mae,
+    "bias": bias,
+    "r2": r2,
+}
+# Of these less is better; they are given as ratios to the reference too.
+ERRORS = ("rmse", "mae")
 
 
 def estimates(
-    counts: Mapping[str, NDArray[np.float32]],
+    counts: Mapping[str, NDArray[np.floating]],
     *,
     reference: str,
     metrics: tuple[str, ...],
     seed: int,
+    margin: float = MARGIN,
 ) -> dict[str, dict[str, Any]]:
     """Give each row its metrics with 95 % intervals, and its difference to the reference.
 
     Parameters
     ----------
-    counts : mapping of str to ndarray of shape (unit, class, class)
-        Confusions by row; the units are those of every row, in one order.
+    counts : mapping of str to ndarray of shape (unit, class, class) or (unit, 6)
+        Confusions, or sums of `misses`, by row; the units are those of every row, in one order.
     reference : str
         The row that others are compared with, on the same resamples of units.
     metrics : tuple of str
         Keys of `METRICS`.
     seed : int
         Of the resamples.
+    margin : float
+        What "no worse" allows.
     """
     units = len(counts[reference])
     rng = np.random.default_rng(seed)
@@ -82,7 +129,11 @@ def estimates(
             if row != reference:
                 base, base_drawn = values[reference][metric]
                 entry["difference"] = _interval(value - base, drawn - base_drawn)
-                entry["no_worse"] = entry["difference"]["low"] > -MARGIN
+                if metric in ERRORS:
+                    entry["ratio"] = _interval(value / base, drawn / base_drawn)
+                    entry["no_worse"] = entry["difference"]["high"] < margin
+                else:
+                    entry["no_worse"] = entry["difference"]["low"] > -margin
             out[row][metric] = entry
     return out
 
