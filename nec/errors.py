@@ -71,6 +71,7 @@ _EXTRAS = {
     "sklearn": "heads",
     "geopandas": "heads",
     "matplotlib": "plot",
+    "compressai": "train",
 }
 
 

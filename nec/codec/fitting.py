@@ -59,6 +59,7 @@ def fit_coding(
     min_cosine: float = 0.0,
     falloff: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    kept: Sequence[NDArray[np.float32]] | None = None,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
 
@@ -80,6 +81,8 @@ def fit_coding(
         How many times less a squared error counts at each finer octave.
     chunk_tokens : int
         Vectors of a chunk that segments are planned for; fewer where the pieces have fewer.
+    kept : sequence of ndarray of shape (valid vector,), float32, optional
+        What part of the length of a piece's feature vectors its bands hold; all by default.
 
     Returns
     -------
@@ -91,7 +94,12 @@ def fit_coding(
     CompressorError
         If no step reaches the target.
     """
-    sample = _Sample(pieces, block, lagrangian, falloff)
+    if kept is not None and min_cosine > 0:
+        raise CompressorError(
+            f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
+            "keep as many bands as there are features",
+        )
+    sample = _Sample(pieces, block, lagrangian, falloff, kept)
     target = bytes_per_vector if cosine is None else cosine
     assert target is not None
     if cosine is not None and cosine >= 1:
@@ -184,11 +192,17 @@ def _search(
     return best[1], best[0]
 
 
-def measure(pieces: Sequence[NDArray[np.float32]], coding: Coding) -> dict[str, float]:
-    """Return size and cosines of embeddings under a coding: fields of `Fidelity`."""
-    return _summary(
-        *_Sample(pieces, coding.block, coding.lagrangian, coding.falloff).measure(coding)
-    )
+def measure(
+    pieces: Sequence[NDArray[np.float32]],
+    coding: Coding,
+    kept: Sequence[NDArray[np.float32]] | None = None,
+) -> dict[str, float]:
+    """Return size and cosines of embeddings under a coding: fields of `Fidelity`.
+
+    `kept` is that of `fit_coding`.
+    """
+    sample = _Sample(pieces, coding.block, coding.lagrangian, coding.falloff, kept)
+    return _summary(*sample.measure(coding))
 
 
 def _summary(size: float, fidelity: NDArray[np.float64]) -> dict[str, float]:
@@ -209,7 +223,9 @@ class _Sample:
         block: int,
         lagrangian: float,
         falloff: float,
+        kept: Sequence[NDArray[np.float32]] | None = None,
     ) -> None:
+        self.kept = 1.0 if kept is None else np.concatenate(kept)
         self.chunks = [Transformed(p, block) for p in pieces]
         self.block = block
         self.lagrangian, self.falloff = lagrangian, falloff
@@ -226,7 +242,7 @@ class _Sample:
             found.append(
                 cosines(np.moveaxis(chunk.values, 1, -1)[valid], np.moveaxis(decoded, 1, -1)[valid])
             )
-        return size / self.vectors, np.concatenate(found)
+        return size / self.vectors, np.concatenate(found) * self.kept
 
     def fit(self, steps: NDArray[np.float32], near: Coding | None) -> Coding:
         """Fit contexts and tables at given steps, starting from a coding of other steps.
