@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from nec.evaluate.intervals import confusions, estimates
 from nec.heads import SceneClassifier
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)
