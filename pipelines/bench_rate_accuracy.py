@@ -2,7 +2,7 @@
 
     python pipelines/bench_rate_accuracy.py ../shared/data
     python pipelines/bench_rate_accuracy.py ../shared/data --models runs/bottleneck/model
-    python pipelines/bench_rate_accuracy.py ../shared/data --train 300 --test 300 --tasks eurosat_rgb
+    python pipelines/bench_rate_accuracy.py ../shared/data --train 300 --test 300 --ucmerced 84
 
 Every row codes the images of a task in its own way, and a linear probe is fitted to what is
 decoded of the training images: pixels that were coded go through the same encoder and get a head

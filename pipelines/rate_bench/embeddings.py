@@ -1,4 +1,4 @@
-"""What codes embeddings: our streams, and what others do to the token grid and the pooled vector."""
+"""What codes embeddings: our streams, and simpler codings of tokens and of the pooled vector."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
