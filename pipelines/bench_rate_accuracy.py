@@ -90,12 +90,17 @@ class Rows:
         self._bars.reset(self._images, description=text)
         return lambda done, total: self._bars.update(self._images, completed=done, total=total)
 
-    def add(self, method: str, setting: str, make: Make, *, every_fold: bool = True) -> None:
-        """Make a row, or take what an earlier run kept; `every_fold`: the folds differ."""
+    def add(
+        self, method: str, setting: str, make: Make, *, every_fold: bool = True, key: str = ""
+    ) -> None:
+        """Make a row, or take what an earlier run kept.
+
+        `every_fold`: the folds differ. `key` names what else a kept row hangs on.
+        """
         count = len(self.task.folds) if every_fold else 1
         found = []
         for at in range(count):
-            path = self.folder / f"{_file(method)}-{_file(setting)}-{at}.npz"
+            path = self.folder / f"{_file(method)}-{_file(setting + key)}-{at}.npz"
             if not path.exists():
                 coded = make(at, self.progress(f"{method} {setting}"))
                 if coded is None:
@@ -166,7 +171,12 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
     for falloff, name in ((1.0, STREAM), (FALLOFF, f"{STREAM}, falloff {FALLOFF}")):
         add_ladder(rows, of, falloff, name)
     for rate, compressor in model.compressors.items():
-        rows.add("as shipped", rate, lambda f, p, c=compressor: code_stream(of(f), c, p))
+        rows.add(
+            "as shipped",
+            rate,
+            lambda f, p, c=compressor: code_stream(of(f), c, p),
+            key=compressor.digest,
+        )
     for path in models:
         own = load_model(path)
         name = f"learned: {path.parent.name}/{path.name}"
@@ -177,10 +187,19 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
             rows.progress(f"{name}: encoder"),
         )
         ladder = {p.stem: Compressor.load(p) for p in ladder_of(path)} or own.compressors
-        rows.add(f"{name}, float32", "", lambda f, p, t=theirs: code_floats(of(f, t), "float32", p))
+        rows.add(
+            f"{name}, float32",
+            "",
+            lambda f, p, t=theirs: code_floats(of(f, t), "float32", p),
+            key=own.weights_sha256[:8],
+        )
         for rate, c in ladder.items():
-            setting = f"{rate} {c.digest[:8]} {own.weights_sha256[:8]}"
-            rows.add(name, setting, lambda f, p, c=c, t=theirs: code_stream(of(f, t), c, p))
+            rows.add(
+                name,
+                rate,
+                lambda f, p, c=c, t=theirs: code_stream(of(f, t), c, p),
+                key=f"{c.digest[:8]}{own.weights_sha256[:8]}",
+            )
     for step in STEPS:
         rows.add(
             "KLT, uniform steps, order-0",
@@ -250,9 +269,10 @@ def add_pixels(rows: Rows, model: Model) -> None:
                 every_fold="mosaic" in name,
             )
     statistics = pixel_statistics(task.images.images)
-    scaled = (statistics - statistics.mean(0)) / np.maximum(statistics.std(0), 1e-6)
 
     def described(fold: Fold, kind: str, k: int) -> Coded | None:
+        known = statistics[fold[0]]
+        scaled = (statistics - known.mean(0)) / np.maximum(known.std(0), 1e-6)
         parts = [code_pooled(scaled, task, fold, kind, k, p) for p in (MEAN, ROUGH)]
         if parts[0] is None or parts[1] is None:
             return None
