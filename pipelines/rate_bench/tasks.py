@@ -153,7 +153,9 @@ def folder_of(work: Path, task: Task, weights: str) -> Path:
     images = task.images
     told = {
         "labels": images.labels.tolist(),
-        "pixels": hashlib.sha256(images.images[:: max(1, len(images.images) // 50)]).hexdigest(),
+        "pixels": hashlib.sha256(
+            images.images[:: max(1, len(images.images) // 50)].tobytes()
+        ).hexdigest(),
         "folds": [[part.tolist() for part in fold] for fold in task.folds],
         "weights": weights,
     }
