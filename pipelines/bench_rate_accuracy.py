@@ -31,13 +31,13 @@ from main_job.statistics import pixel_statistics
 from rate_bench.embeddings import (
     FALLOFF,
     Embeddings,
+    Ladder,
     code_floats,
     code_pooled,
     code_principal,
     code_product,
     code_stream,
     code_uniform,
-    fitted,
     ladder_of,
 )
 from rate_bench.figure import draw
@@ -224,12 +224,12 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
 def add_ladder(rows: Rows, of: Callable[[int], Embeddings], falloff: float, name: str) -> None:
     """Add the transform codec at each size of the ladder; a fold's rates share a basis."""
     task = rows.task
-    kept: dict[int, dict[float, Compressor]] = {}
+    ladders: dict[int, Ladder] = {}
 
     def make(fold: int, size: float, progress: Progress) -> Coded:
-        if fold not in kept:
-            kept[fold] = dict(zip(task.sizes, fitted(of(fold), falloff, {}), strict=True))
-        return code_stream(of(fold), kept[fold][size], progress)
+        if fold not in ladders:
+            ladders[fold] = Ladder(of(fold), falloff)
+        return code_stream(of(fold), ladders[fold].fit(size), progress)
 
     for size in task.sizes:
         rows.add(name, f"{size:g} B", lambda f, p, s=size: make(f, s, p))

@@ -26,7 +26,8 @@ def confusions(
 
 def accuracy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Share of right labels of confusions (..., class, class)."""
-    return np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+    right: NDArray[np.floating[Any]] = np.trace(matrix, axis1=-2, axis2=-1)
+    return right / matrix.sum((-2, -1))
 
 
 def mean_iou(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -77,11 +78,12 @@ def bias(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
 def r2(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Coefficient of determination."""
     spread = sums[..., 5] - sums[..., 4] ** 2 / sums[..., 0]
-    return 1 - sums[..., 3] / np.maximum(spread, 1e-9)
+    return np.subtract(1, sums[..., 3] / np.maximum(spread, 1e-9))
 
 
 def _mean(values: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
-    return np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+    total: NDArray[np.floating[Any]] = np.where(there, values, 0).sum(-1)
+    return total / np.maximum(there.sum(-1), 1)
 
 
 METRICS = {

@@ -247,7 +247,7 @@ def _scores(
     if kind == "regression":
         probe, metric = _regression(), r2_score
     else:
-        y, metric = y > 0.5, partial(f1_score, zero_division=0.0)
+        metric = partial(f1_score, zero_division=0.0)
         probe = _classification(X, y, parts[0][0])
     for train, test in parts:
         if len(np.unique(y[train])) < 2:
@@ -265,7 +265,7 @@ def _regression() -> Any:
     return make_pipeline(StandardScaler(), RidgeCV(_PENALTIES))
 
 
-def _classification(X: NDArray[np.float32], y: NDArray[np.bool_], train: NDArray[np.intp]) -> Any:
+def _classification(X: NDArray[np.float32], y: NDArray[np.float64], train: NDArray[np.intp]) -> Any:
     """Return a logistic regression; its strength is chosen within these samples."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -1,6 +1,6 @@
 """What codes embeddings: our streams, and simpler codings of tokens and of the pooled vector."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,19 +88,23 @@ def code_stream(data: Embeddings, compressor: Compressor, progress: Progress) ->
     return data.coded(compressor.encode, compressor.decode, len, progress)
 
 
-def fitted(data: Embeddings, falloff: float, kept: dict[str, Any]) -> Iterator[Compressor]:
-    """Fit the transform codec to each size of the ladder, all of one basis."""
-    sample = kept.setdefault("sample", data.sample())
-    for size in data.task.sizes:
-        compressor = Compressor.fit(
-            sample,
-            bytes_per_vector=size / data.cells,
-            basis=kept.get("basis"),
+class Ladder:
+    """The transform codec at any size, all of one basis, fitted to a fold's training images."""
+
+    def __init__(self, data: Embeddings, falloff: float) -> None:
+        self._cells, self._falloff = data.cells, falloff
+        self._sample = data.sample()
+        self._basis = klt(self._sample)
+
+    def fit(self, size: float) -> Compressor:
+        """Fit to so many bytes an image."""
+        return Compressor.fit(
+            self._sample,
+            bytes_per_vector=size / self._cells,
+            basis=self._basis,
             gamma=GAMMA,
-            falloff=falloff,
+            falloff=self._falloff,
         )
-        kept["basis"] = compressor.basis
-        yield compressor
 
 
 def code_floats(data: Embeddings, kind: str, progress: Progress) -> Coded:
