@@ -83,4 +83,4 @@ def _panel(ax: Axes, rows: dict[str, list[dict[str, Any]]], reference: str) -> N
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
     ax.grid(alpha=0.25)
-    ax.legend(fontsize=6, ncols=2, loc="lower right")
+    ax.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))
