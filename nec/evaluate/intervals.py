@@ -26,8 +26,8 @@ def confusions(
 
 def accuracy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Share of right labels of confusions (..., class, class)."""
-    right: NDArray[np.floating[Any]] = np.trace(matrix, axis1=-2, axis2=-1)
-    return right / matrix.sum((-2, -1))
+    share: NDArray[np.floating[Any]] = np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+    return share
 
 
 def mean_iou(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -78,12 +78,15 @@ def bias(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
 def r2(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Coefficient of determination."""
     spread = sums[..., 5] - sums[..., 4] ** 2 / sums[..., 0]
-    return np.subtract(1, sums[..., 3] / np.maximum(spread, 1e-9))
+    found: NDArray[np.floating[Any]] = 1 - sums[..., 3] / np.maximum(spread, 1e-9)
+    return found
 
 
 def _mean(values: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
-    total: NDArray[np.floating[Any]] = np.where(there, values, 0).sum(-1)
-    return total / np.maximum(there.sum(-1), 1)
+    mean: NDArray[np.floating[Any]] = np.where(there, values, 0).sum(-1) / np.maximum(
+        there.sum(-1), 1
+    )
+    return mean
 
 
 METRICS = {
