@@ -54,6 +54,10 @@ class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
 
 
+class EvaluationError(NecError, ValueError):
+    """Results cannot be compared or scored as asked."""
+
+
 class RobustnessError(NecError, ValueError):
     """An attack or a measure of robustness cannot be run on this model or these images."""
 
@@ -70,6 +74,7 @@ _EXTRAS = {
     "scipy": "encode",
     "sklearn": "heads",
     "geopandas": "heads",
+    "pandas": "heads",
     "matplotlib": "plot",
     "compressai": "train",
 }

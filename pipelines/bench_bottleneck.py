@@ -26,6 +26,7 @@ from trunk import WEIGHTS, Targets, features_of, load_parts
 
 from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
 from nec.compressor import Compressor
+from nec.evaluate import RateCurve
 from nec.model import ENCODER, load_model
 
 BASE = "transform codec"
@@ -57,19 +58,11 @@ def average_saving(
 ) -> float | None:
     """Return the mean share of bytes saved at equal quality, of (bytes, unexplained share).
 
-    Bytes are interpolated in logarithms between the points, over the range that both reach.
+    Bytes and shares are interpolated in logarithms, over the range that both reach.
     """
-    curves = []
-    for points in (ours, base):
-        size, share = np.log(np.array(sorted(points, key=lambda p: p[1]))).T
-        curves.append((share, size))
-    low = max(c[0][0] for c in curves)
-    high = min(c[0][-1] for c in curves)
-    if high <= low:
-        return None
-    at = np.linspace(low, high, 50)
-    gap = np.interp(at, *curves[0]) - np.interp(at, *curves[1])
-    return round(1 - float(np.exp(gap.mean())), 4)
+    curves = (RateCurve.of((size, -np.log(share)) for size, share in p) for p in (ours, base))
+    saving = next(curves).saving_over(next(curves))
+    return None if saving is None else round(saving, 4)
 
 
 def plot(table: dict, out: Path) -> None:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 import torch
 from encoder_bench.images import eurosat_rgb
-from main_job.intervals import DRAWS
 from numpy.typing import NDArray
 from robust_bench.attacked import BUDGETS, outcomes
 from robust_bench.networks import Vgg, VitClassifier, parameters, width_of
 from robust_bench.training import Recipe, train
 from torch import Tensor, nn
 
+from nec.evaluate.intervals import DRAWS
 from nec.lowrank import compression, condition_bound, condition_number, lowrank_layers
 
 ROWS = {

@@ -11,7 +11,6 @@ import rasterio
 import rioxarray
 import xarray as xr
 from encoder_bench.dense import Tile, embed_tile
-from main_job.intervals import estimates, misses
 from main_job.scenes import EncodedScene, disk_bytes, embed_scene
 from numpy.typing import NDArray
 from scipy.ndimage import zoom
@@ -24,6 +23,7 @@ from nec.archive import TokenGrid
 from nec.compressor import Compressor
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling
+from nec.evaluate.intervals import estimates, misses
 from nec.heads import BiomassRegressor
 from nec.model import RATES, Model
 from nec.sampling import without_time

@@ -10,7 +10,6 @@ import numpy as np
 import rasterio
 import xarray as xr
 from encoder_bench.dense import L1C, L2A, Tile, embed_tile
-from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
@@ -18,6 +17,7 @@ from heads_bench.places import block_folds, blocks_of
 from heads_bench.unet import Schedule, entropy, train_unet
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
+from nec.evaluate.intervals import confusions, estimates
 from nec.heads import Segmenter
 from nec.model import RATES, Model
 from nec.rotation import rotate

@@ -12,7 +12,10 @@ MARGIN = 0.01
 
 
 def confusions(
-    truth: NDArray[np.intp], found: NDArray[np.intp], units: NDArray[np.intp], shape: tuple
+    truth: NDArray[np.intp],
+    found: NDArray[np.intp],
+    units: NDArray[np.intp],
+    shape: tuple[int, int],
 ) -> NDArray[np.float32]:
     """Count (unit, true class, found class) of shape (units, classes, classes)."""
     count, classes = shape
@@ -21,12 +24,13 @@ def confusions(
     return counts.reshape(count, classes, classes).astype(np.float32)
 
 
-def accuracy(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+def accuracy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Share of right labels of confusions (..., class, class)."""
-    return np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+    share: NDArray[np.floating[Any]] = np.trace(matrix, axis1=-2, axis2=-1) / matrix.sum((-2, -1))
+    return share
 
 
-def mean_iou(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+def mean_iou(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Intersection over union, the mean over the classes that the truth holds."""
     hit = np.diagonal(matrix, axis1=-2, axis2=-1)
     true, found = matrix.sum(-1), matrix.sum(-2)
@@ -34,7 +38,7 @@ def mean_iou(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
     return _mean(hit / union, true > 0)
 
 
-def balanced_accuracy(matrix: NDArray[np.floating]) -> NDArray[np.floating]:
+def balanced_accuracy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Recall, the mean over the classes that the truth holds."""
     hit, true = np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1)
     return _mean(hit / np.maximum(true, 1e-9), true > 0)
@@ -45,7 +49,10 @@ SUMS = 6
 
 
 def misses(
-    truth: NDArray[np.floating], found: NDArray[np.floating], units: NDArray[np.intp], count: int
+    truth: NDArray[np.floating[Any]],
+    found: NDArray[np.floating[Any]],
+    units: NDArray[np.intp],
+    count: int,
 ) -> NDArray[np.float64]:
     """Sum up errors by unit: (units, 6) number, error, its size and square, truth, its square."""
     error = found - truth
@@ -53,29 +60,33 @@ def misses(
     return np.stack([np.bincount(units, c, minlength=count) for c in columns], axis=-1)
 
 
-def rmse(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+def rmse(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Root mean square error of sums (..., 6)."""
     return np.sqrt(sums[..., 3] / sums[..., 0])
 
 
-def mae(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+def mae(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Mean absolute error."""
     return sums[..., 2] / sums[..., 0]
 
 
-def bias(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+def bias(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Mean of predicted minus measured."""
     return sums[..., 1] / sums[..., 0]
 
 
-def r2(sums: NDArray[np.floating]) -> NDArray[np.floating]:
+def r2(sums: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
     """Coefficient of determination."""
     spread = sums[..., 5] - sums[..., 4] ** 2 / sums[..., 0]
-    return 1 - sums[..., 3] / np.maximum(spread, 1e-9)
+    found: NDArray[np.floating[Any]] = 1 - sums[..., 3] / np.maximum(spread, 1e-9)
+    return found
 
 
-def _mean(values: NDArray[np.floating], there: NDArray[np.bool_]) -> NDArray[np.floating]:
-    return np.where(there, values, 0).sum(-1) / np.maximum(there.sum(-1), 1)
+def _mean(values: NDArray[np.floating[Any]], there: NDArray[np.bool_]) -> NDArray[np.floating[Any]]:
+    mean: NDArray[np.floating[Any]] = np.where(there, values, 0).sum(-1) / np.maximum(
+        there.sum(-1), 1
+    )
+    return mean
 
 
 METRICS = {
@@ -92,7 +103,7 @@ ERRORS = ("rmse", "mae")
 
 
 def estimates(
-    counts: Mapping[str, NDArray[np.floating]],
+    counts: Mapping[str, NDArray[np.floating[Any]]],
     *,
     reference: str,
     metrics: tuple[str, ...],
@@ -117,7 +128,7 @@ def estimates(
     units = len(counts[reference])
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float32)
-    values: dict[str, dict[str, tuple[float, NDArray[np.floating]]]] = {}
+    values: dict[str, dict[str, tuple[float, NDArray[np.floating[Any]]]]] = {}
     for row, matrix in counts.items():
         drawn = (weights @ matrix.reshape(units, -1)).reshape(DRAWS, *matrix.shape[1:])
         values[row] = {m: (float(METRICS[m](matrix.sum(0))), METRICS[m](drawn)) for m in metrics}
@@ -138,6 +149,6 @@ def estimates(
     return out
 
 
-def _interval(value: float, drawn: NDArray[np.floating]) -> dict[str, Any]:
+def _interval(value: float, drawn: NDArray[np.floating[Any]]) -> dict[str, Any]:
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return {"value": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
