@@ -1,178 +1,144 @@
 """Low rank and a spectral penalty: what they save, and what they do to accuracy under attack.
 
-    python pipelines/bench_robust_lowrank.py ../shared/data --runs runs/robust
+    python pipelines/bench_robust_lowrank.py ../shared/data --runs runs/robust --seeds 5
 
 Rows: a dense network, the same with the spectral penalty, low rank, low rank with the penalty,
 and a natively small dense network of as many parameters as the latter has. Trained on EuroSAT
-RGB's training side, tested on its pool, several seeds; a run that is complete is not trained
-again, so the command may be stopped and started. Writes
-``docs/benchmarks/robust_lowrank.{json,png}``.
+RGB's training side, reduced to 32 × 32 pixels, tested on its pool. Networks and what they answer
+are kept as soon as they are there, seed by seed; a later call adds seeds, networks or attacked
+images, and the command may be stopped and started. About nine minutes a seed on one core for
+both networks. Writes ``docs/benchmarks/robust_lowrank.{json,png}``.
+
+Widths, epochs, rates, ranks and budgets were chosen on validation images of the training side.
 """
 
 import argparse
+import dataclasses
 import json
-import time
+import os
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from encoder_bench.images import eurosat_rgb
-from numpy.typing import NDArray
-from robust_bench.attacked import BUDGETS, outcomes
-from robust_bench.networks import Vgg, VitClassifier, parameters, width_of
-from robust_bench.training import Recipe, train
-from torch import Tensor, nn
+from robust_bench.attacked import Threat
+from robust_bench.figure import draw
+from robust_bench.images import Parts, load_parts
+from robust_bench.networks import make, width_of
+from robust_bench.runs import Run
+from robust_bench.speed import bench_speed
+from robust_bench.summary import REFERENCE, costs, interval, right, row_tables
+from robust_bench.training import Recipe
 
-from nec.evaluate.intervals import DRAWS
-from nec.lowrank import compression, condition_bound, condition_number, lowrank_layers
+from nec.evaluate.intervals import MARGIN
 
-ROWS = {
-    "dense": Recipe(),
-    "dense, penalty": Recipe(beta=0.05),
-    "low rank": Recipe(low_rank=True, peak=8e-3),
-    "low rank, penalty": Recipe(low_rank=True, beta=0.05, peak=8e-3),
-    "small dense": Recipe(),
+WIDTHS = {"vgg": 0.25, "vit": 0.125}
+PLAIN = {
+    "vgg": Recipe(epochs=12, bfloat16=True),
+    "vit": Recipe(epochs=12, bfloat16=False),
 }
-REFERENCE, MATCHED = "dense", "low rank, penalty"
-MARGIN = 0.01
+LOW_RANK: dict[str, dict[str, Any]] = {
+    "vgg": {"low_rank": True, "cap": 15, "peak": 4e-3},
+    "vit": {"low_rank": True, "cap": 8, "core_steps": 200},
+}
+# The penalty grows with the number of layers and with their weights.
+BETA = {"vgg": 0.05, "vit": 0.0005}
+MATCHED, SMALL = "low rank, penalty", "small dense"
+# What is varied around the low-rank row of the first network, and the weight of the penalty.
+TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (8, 15, 21, 30), (0.0, 0.05)
 
 
-def make(network: str, width: float, classes: int, moments: tuple[Tensor, Tensor]) -> nn.Module:
-    """Return a network with the weights that it starts from."""
-    if network == "vgg":
-        return Vgg(width, classes, *moments)
-    return VitClassifier(width, classes)
-
-
-def run(
-    row: str,
-    network: str,
-    seed: int,
-    args: argparse.Namespace,
-    train_set: tuple[Tensor, Tensor],
-    test_set: tuple[Tensor, Tensor],
-) -> dict[str, Any]:
-    """Train and attack one network, or read what an earlier call found."""
-    folder = args.runs / f"{network}_{args.width:g}_{args.epochs}"
-    path = folder / f"{row.replace(' ', '_').replace(',', '')}_{seed}.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    classes = int(train_set[1].max()) + 1
-    moments = (train_set[0].mean((0, 2, 3)), train_set[0].std((0, 2, 3)))
-    width = args.width
-    if row == "small dense":
-        wanted = run(MATCHED, network, seed, args, train_set, test_set)["parameters"]
-        width = width_of(lambda w: make(network, w, classes, moments), wanted)
-    torch.manual_seed(seed)
-    model = make(network, width, classes, moments)
-    start = time.process_time()
-    progress = train(model, ROWS[row], *train_set, epochs=args.epochs, seed=seed)
-    trained = time.process_time() - start
-    found: dict[str, Any] = {
-        "width": round(width, 4),
-        "parameters": parameters(model),
-        "train_cpu_seconds": round(trained, 1),
-        "loss": progress.loss,
-        "penalty": progress.penalty,
+def recipes(network: str) -> dict[str, Recipe]:
+    """Return how each row is trained; what is matched comes before what it is matched to."""
+    plain, low = PLAIN[network], dataclasses.replace(PLAIN[network], **LOW_RANK[network])
+    return {
+        REFERENCE: plain,
+        "dense, penalty": dataclasses.replace(plain, beta=BETA[network]),
+        "low rank": low,
+        MATCHED: dataclasses.replace(low, beta=BETA[network]),
+        SMALL: dataclasses.replace(plain, peak=low.peak),
     }
-    if ROWS[row].low_rank:
-        saved = compression(model, test_set[0][:1])
-        layers = lowrank_layers(model)
-        found |= {
-            "compression": {"layers": saved.layers, "model": saved.model, "flops": saved.flops},
-            "ranks": {name: list(layer.ranks) for name, layer in layers.items()},
-            "condition": {
-                name: [condition_number(layer.core), condition_bound(layer.core)]
-                for name, layer in layers.items()
-            },
-        }
-    start = time.process_time()
-    right = outcomes(model, *test_set)
-    found["attack_cpu_seconds"] = round(time.process_time() - start, 1)
-    found["right"] = {k: np.packbits(v).tobytes().hex() for k, v in right.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found))
-    part.replace(path)
-    print(
-        f"{network}, {row}, seed {seed}: {found['parameters']:,} parameters, "
-        f"{found['train_cpu_seconds']:.0f} s, "
-        + ", ".join(f"{k} {100 * v.mean():.1f}" for k, v in right.items()),
-        flush=True,
-    )
-    return found
 
 
-def summary(runs: dict[str, list[dict[str, Any]]], count: int) -> dict[str, Any]:
-    """Give each row its accuracies, and differences to dense paired by image and seed."""
-    right: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for row, found in runs.items():
-        right[row] = {
-            key: np.stack(
-                [
-                    np.unpackbits(np.frombuffer(bytes.fromhex(f["right"][key]), np.uint8))[:count]
-                    for f in found
-                ]
-            ).astype(float)
-            for key in found[0]["right"]
-        }
-    rng = np.random.default_rng(0)
-    seeds = len(next(iter(runs.values())))
-    images = rng.multinomial(count, np.full(count, 1 / count), size=DRAWS) / count
-    # Seeds are drawn as well: another training is another unit.
-    trainings = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
+def run_of(network: str, folder: Path, row: str, seed: int, parts: Parts) -> Run:
+    """Return a run of the table; the small network takes its width from one that is trained."""
+    width = WIDTHS[network]
+    if row == SMALL:
+        matched = run_of(network, folder, MATCHED, seed, parts).read(parts)
+        if matched is None:
+            raise SystemExit(f"{MATCHED!r} is not trained yet: {SMALL!r} comes after it")
+        classes = int(parts.training.labels.max()) + 1
+        width = width_of(lambda w: make(network, w, classes, parts.moments), matched["parameters"])
+    return Run(folder, row, seed, network, width, recipes(network)[row])
 
-    def interval(values: NDArray[np.float64]) -> dict[str, float]:
-        drawn = np.einsum("ds,di,si->d", trainings, images, values, optimize=True)
-        low, high = np.quantile(drawn, (0.025, 0.975))
-        return {
-            "value": round(float(values.mean()), 5),
-            "low": round(float(low), 5),
-            "high": round(float(high), 5),
-        }
 
-    table: dict[str, Any] = {}
-    for row, of_row in right.items():
-        entry: dict[str, Any] = {"accuracy": {k: interval(v) for k, v in of_row.items()}}
-        if row != REFERENCE:
-            entry["difference"] = {k: interval(v - right[REFERENCE][k]) for k, v in of_row.items()}
-            entry["no_worse"] = {k: v["low"] > -MARGIN for k, v in entry["difference"].items()}
-        for key in ("parameters", "train_cpu_seconds", "width"):
-            entry[key] = round(float(np.mean([f[key] for f in runs[row]])), 3)
-        if "compression" in runs[row][0]:
-            entry["compression"] = {
-                k: round(float(np.mean([f["compression"][k] for f in runs[row]])), 4)
-                for k in ("layers", "model", "flops")
+def answers(run: Run, parts: Parts, threat: Threat, count: int) -> dict[str, Any]:
+    """Train and attack a network, or read what earlier calls found; say what came of it."""
+    before = run.path.stat().st_mtime if run.path.exists() else 0
+    record = run.answer(parts, threat, count)
+    if run.path.stat().st_mtime > before:
+        keys = ["clean", *(k for k in record["right"] if k.startswith("PGD"))]
+        shown = ", ".join(f"{k} {100 * right(record, k, count).mean():.1f}" for k in keys)
+        saved = record.get("compression", {}).get("layers")
+        print(
+            f"{run.network}, {run.row}, seed {run.seed}: {record['parameters']:,} parameters"
+            + ("" if saved is None else f", {100 * saved:.1f} % of layers saved")
+            + f", training {record['train_cpu_seconds']:.0f} s, "
+            f"attacks {record['attack_cpu_seconds']:.0f} s; {shown}",
+            flush=True,
+        )
+    return record
+
+
+def bench_network(
+    network: str, folder: Path, parts: Parts, threat: Threat, seeds: int, count: int
+) -> dict[str, Any]:
+    """Return the table of a network over the first `seeds`."""
+    runs: dict[str, list[dict[str, Any]]] = {row: [] for row in recipes(network)}
+    for seed in range(seeds):
+        for row, found in runs.items():
+            run = run_of(network, folder, row, seed, parts)
+            found.append(answers(run, parts, threat, count))
+    return {"seeds": seeds, "rows": row_tables(runs, count)}
+
+
+def bench_curve(
+    network: str, folder: Path, parts: Parts, threat: Threat, count: int
+) -> dict[str, Any]:
+    """Vary truncation, cap and penalty of a network, one seed, and attack with PGD."""
+    low = dataclasses.replace(PLAIN[network], **LOW_RANK[network])
+    uncapped = dataclasses.replace(low, cap=None)
+    threat = dataclasses.replace(threat, only=("PGD",))
+    keys = ["clean", *(f"PGD {budget:g}" for budget in threat.budgets)]
+    points = []
+    for beta in BETAS:
+        cases = [("tau", dataclasses.replace(uncapped, beta=beta, tau=tau)) for tau in TAUS]
+        cases += [("cap", dataclasses.replace(low, beta=beta, cap=cap)) for cap in CAPS]
+        # What a cap does that does not fall gradually.
+        cases.append(("falling", dataclasses.replace(low, beta=beta, falling=0.0)))
+        for varied, recipe in cases:
+            name = f"beta {beta:g}, {varied} {getattr(recipe, varied):g}"
+            run = Run(folder / "curve", name, 0, network, WIDTHS[network], recipe)
+            record = answers(run, parts, threat, count)
+            point = {"varied": varied} | {
+                k: getattr(recipe, k) for k in ("beta", "tau", "cap", "falling")
             }
-            pairs = np.array([list(f["condition"].values()) for f in runs[row]])
-            entry["condition_number_median"] = round(float(np.median(pairs[..., 0])), 3)
-            entry["condition_within_bound"] = bool((pairs[..., 0] <= pairs[..., 1] * 1.0001).all())
-        table[row] = entry
-    return table
+            points.append(point | {"accuracy": _accuracies(record, keys, count)} | costs([record]))
+    record = run_of(network, folder, REFERENCE, 0, parts).read(parts)
+    if record is None:
+        raise SystemExit(f"{REFERENCE!r} of {network} is not trained yet: run it first")
+    return {
+        "network": network,
+        "seeds": 1,
+        "keys": keys,
+        "points": points,
+        "dense": _accuracies(record, keys, count),
+    }
 
 
-def draw(table: dict[str, Any], out: Path) -> None:
-    """Draw accuracy against budget, a panel an attack."""
-    import matplotlib.pyplot as plt
-
-    names = ("FGSM", "PGD", "APGD", "Square")
-    figure, axes = plt.subplots(1, 4, figsize=(15, 3.6), layout="constrained", sharey=True)
-    for ax, name in zip(axes, names, strict=True):
-        for row, entry in table.items():
-            keys = ["clean", *(f"{name} {255 * b:g}" for b in BUDGETS)]
-            values = [entry["accuracy"][k] for k in keys]
-            at = [0, *(255 * b for b in BUDGETS)]
-            line = ax.plot(at, [100 * v["value"] for v in values], marker="o", label=row)
-            low, high = ([100 * v[k] for v in values] for k in ("low", "high"))
-            ax.fill_between(at, low, high, color=line[0].get_color(), alpha=0.15)
-        ax.set_title(name)
-        ax.set_xlabel("budget, 1/255")
-        ax.grid(alpha=0.3)
-    axes[0].set_ylabel("accuracy, % (95 %)")
-    axes[0].legend(fontsize=8)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+def _accuracies(record: dict[str, Any], keys: list[str], count: int) -> dict[str, Any]:
+    return {key: interval(right(record, key, count)[None]) for key in keys}
 
 
 def main() -> None:
@@ -180,41 +146,61 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--runs", type=Path, default=Path("runs/robust"))
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
-    parser.add_argument("--networks", nargs="+", choices=("vgg", "vit"), default=("vgg", "vit"))
-    parser.add_argument("--width", type=float, default=0.25, help="fraction of the published one")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--networks", nargs="+", choices=tuple(WIDTHS), default=tuple(WIDTHS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=1000, help="test images that are attacked")
-    parser.add_argument("--limit", type=int, help="training images, to try it out")
+    parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
+    parser.add_argument("--training", type=int, default=4000, help="training images")
+    parser.add_argument("--curve", action="store_true", help="also vary tau, cap and beta")
+    parser.add_argument("--speed", action="store_true", help="also time forward passes")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/robust_lowrank"))
     args = parser.parse_args()
-    images = eurosat_rgb(args.data, args.split)
-    _, truth = np.unique(images.labels, return_inverse=True)
-    rng = np.random.default_rng(0)
-    test = rng.permutation(np.flatnonzero(images.pool))[: args.images]
-    learn = rng.permutation(np.flatnonzero(~images.pool))[: args.limit]
-    train_set, test_set = (
-        (torch.from_numpy(images.images[at]), torch.from_numpy(truth[at])) for at in (learn, test)
-    )
-    results: dict[str, Any] = {
-        "task": "EuroSAT RGB, 10 classes",
-        "training_images": len(learn),
-        "attacked_images": len(test),
-        "epochs": args.epochs,
-        "seeds": args.seeds,
-        "width": args.width,
+    parts = load_parts(args.data, args.split, training=args.training)
+    threat = Threat()
+    target = args.out.with_suffix(".json")
+    settings = {
+        "task": f"EuroSAT RGB, 10 classes, at {parts.test.images.shape[-1]} x "
+        f"{parts.test.images.shape[-1]} pixels",
+        "training_images": len(parts.training.labels),
+        "test_images": len(parts.test.labels),
+        "attacked_images": args.images,
+        "widths": WIDTHS,
+        "recipes": {
+            n: {row: dataclasses.asdict(r) for row, r in recipes(n).items()} for n in WIDTHS
+        },
+        "threat": dataclasses.asdict(threat),
+        "attacks": threat.only,
         "margin": MARGIN,
-        "networks": {},
+        "intervals": "95 %, bootstrap of seeds and test images (2,000 draws), paired between rows",
+        "versions": {"python": platform.python_version()}
+        | {p: version(p) for p in ("nec", "numpy", "torch")},
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
     }
-    for network in args.networks:
-        runs: dict[str, list[dict[str, Any]]] = {row: [] for row in ROWS}
-        # Seed by seed, so that a table of fewer seeds is complete early.
-        for seed in range(args.seeds):
-            for row in ROWS:
-                runs[row].append(run(row, network, seed, args, train_set, test_set))
-            results["networks"][network] = summary(runs, len(test))
-            args.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
-        draw(results["networks"][network], args.out.with_name(f"{args.out.name}_{network}.png"))
+    before = json.loads(target.read_text()) if target.exists() else {}
+    results = settings | {"networks": before.get("networks", {})}
+    results |= {part: before[part] for part in ("curve", "speed") if part in before}
+
+    def keep() -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        draw(results, args.out.with_suffix(".png"))
+
+    # Seed by seed, so that a table of fewer seeds is complete early.
+    for seeds in range(1, args.seeds + 1):
+        for network in args.networks:
+            results["networks"][network] = bench_network(
+                network, args.runs, parts, threat, seeds, args.images
+            )
+            keep()
+    if args.curve:
+        results["curve"] = bench_curve(args.networks[0], args.runs, parts, threat, args.images)
+        keep()
+    if args.speed:
+        results["speed"] = {
+            n: bench_speed({r: run_of(n, args.runs, r, 0, parts) for r in recipes(n)}, parts)
+            for n in args.networks
+        }
+        keep()
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 References
 ----------
 .. [1] Schotthöfer, Yang and Schnake, Dynamical Low-Rank Compression of Neural Networks with
-   Robustness under Adversarial Attacks, arXiv 2505.08022, Section 4.
+   Robustness under Adversarial Attacks, arXiv 2505.08022, Section 4 (R is its Definition 1, the
+   gradient Proposition 1, the bound Proposition 2) and Section 5.1 (convolutions).
 """
 
 import math
@@ -21,7 +22,7 @@ def spectral_penalty(core: Tensor) -> Tensor:
     Zero where all r singular values are alike. Its gradient is 2 S (Sᵀ S - α² I) / R, the part
     through α² being zero because Sᵀ S - α² I has no trace. A convolution's core is taken as
     two matrices, its unfoldings by output and by input channel, and R is the mean of theirs:
-    that keeps the scale of beta in [1]_, whose code takes the output channel alone.
+    that keeps the scale of beta in [1]_, which takes the output channel alone.
 
     Parameters
     ----------

@@ -135,7 +135,8 @@ class LowRankTrainer:
         ----------
         closure : callable
             Returns the loss of a mini-batch, a scalar with its graph; it neither clears
-            gradients nor calls backward. On the first batch of a cycle it is called twice.
+            gradients nor calls backward. On the first batch of a cycle it is called twice, and
+            cores have another shape the second time: detach what it keeps of the first.
 
         Returns
         -------

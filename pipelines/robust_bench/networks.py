@@ -55,7 +55,7 @@ class VitClassifier(nn.Module):
         size = max(1, round(768 * width / heads / 4)) * 4 * heads
         self.encoder = VisionTransformer(
             VisionTransformerConfig(
-                bands=("red", "green", "blue"), patch_size=8, width=size, depth=6, heads=heads
+                bands=("red", "green", "blue"), patch_size=8, width=size, depth=4, heads=heads
             )
         )
         self.head = nn.Linear(self.encoder.config.dim, classes)
@@ -64,6 +64,13 @@ class VitClassifier(nn.Module):
         """Map images (n, 3, y, x) to logits (n, classes)."""
         gsd = torch.full((len(images),), 10.0, device=images.device)
         return self.head(self.encoder(images, [0, 1, 2], gsd).mean((2, 3)))
+
+
+def make(network: str, width: float, classes: int, moments: tuple[Tensor, Tensor]) -> nn.Module:
+    """Return "vgg" or "vit" with the weights that it starts from; `moments` as of `Vgg`."""
+    if network == "vgg":
+        return Vgg(width, classes, *moments)
+    return VitClassifier(width, classes)
 
 
 def parameters(model: nn.Module) -> int:

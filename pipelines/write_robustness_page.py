@@ -1,0 +1,193 @@
+"""Write the measured parts of docs/robustness.md.
+
+    python pipelines/write_robustness_page.py
+
+Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``) and
+``masking.json`` (see ``bench_masking.py``), where they are there.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from robust_bench.figure import TITLES
+from write_codec_page import percent, table
+from write_readme import replace_block
+
+from nec.robustness.report import MASKED
+
+
+def setting(found: dict[str, Any]) -> str:
+    """Return what was trained and attacked, and how."""
+    threat = found["threat"]
+    budgets = ", ".join(f"{b:g}" for b in threat["budgets"])
+    networks = " and ".join(
+        f"a {TITLES[n]} of {found['widths'][n]:g} of its published width "
+        f"({t['rows']['dense']['parameters']:,.0f} parameters, "
+        f"{found['recipes'][n]['dense']['epochs']} epochs, {t['seeds']} seeds)"
+        for n, t in found["networks"].items()
+    )
+    return (
+        f"{found['task']}: {networks}, trained on {found['training_images']:,} images, tested on "
+        f"{found['test_images']:,} images of the fixed pool, attacked on the first "
+        f"{found['attacked_images']:,}. Budgets {budgets} of 255, maximum norm: FGSM, the same "
+        f"along the gradient itself as in the paper, PGD ({threat['pgd_steps']} steps), APGD "
+        f"({threat['apgd_steps']}), Square ({threat['queries']} queries), one start each. "
+        f"Intervals: {found['intervals']}."
+    )
+
+
+def rows(found: dict[str, Any]) -> str:
+    """Return accuracies and differences, a table a network."""
+    shown = []
+    budgets = [f"{b:g}" for b in found["threat"]["budgets"]]
+    for network, result in found["networks"].items():
+        names = list(result["rows"])
+        accuracy = [("accuracy, % (95 %)", *names)]
+        accuracy += [
+            (key, *(percent(result["rows"][n]["accuracy"][key]) for n in names))
+            for key in ["clean", *(f"{a} {b}" for a in found["attacks"] for b in budgets)]
+        ]
+        others = [n for n in names if "difference" in result["rows"][n]]
+        change = [("against dense, points (✓: no worse)", *others)]
+        for key in [row[0] for row in accuracy[1:]]:
+            cells = []
+            for n in others:
+                row = result["rows"][n]
+                sign = " ✓" if row["no_worse"][key] else ""
+                cells.append(percent(row["difference"][key], "+") + sign)
+            change.append((key, *cells))
+        shown.append(f"**{TITLES[network]}**\n\n{table(*accuracy)}\n\n{table(*change)}")
+    return "\n\n".join(shown)
+
+
+def costs(found: dict[str, Any]) -> str:
+    """Return parameters, the three compressions and seconds."""
+    out = [
+        (
+            *("network", "parameters", "saved of converted layers", "of the model"),
+            *("of operations", "training, CPU s", "last training loss"),
+        )
+    ]
+    for network, result in found["networks"].items():
+        for name, row in result["rows"].items():
+            saved = row.get("compression")
+            kinds = ("layers", "model", "flops")
+            cells = ["" if saved is None else f"{100 * saved[k]:.1f} %" for k in kinds]
+            out.append(
+                (
+                    *(f"{TITLES[network]}, {name}", f"{row['parameters']:,.0f}", *cells),
+                    *(f"{row['train_cpu_seconds']:.0f}", f"{row['last_loss']:.2f}"),
+                )
+            )
+    return table(*out)
+
+
+def condition(found: dict[str, Any]) -> str:
+    """Return condition numbers before and after, and whether the bound holds."""
+    out = [("network", "median before", "median after", "largest", "median bound", "all within")]
+    for network, result in found["networks"].items():
+        for name, row in result["rows"].items():
+            if "condition" in row:
+                c = row["condition"]
+                numbers = (c["before"], c["median"], c["largest"], c["bound_median"])
+                cells = (f"{v:.3g}" for v in numbers)
+                within = "yes" if c["within_bound"] else "no"
+                out.append((f"{TITLES[network]}, {name}", *cells, within))
+    return table(*out)
+
+
+def curve(found: dict[str, Any]) -> str:
+    """Return the points of the curve."""
+    keys = found["keys"]
+    out = [("β", "τ", "highest rank", "saved of converted layers", *(f"{k}, %" for k in keys))]
+    dense = (f"{100 * found['dense'][k]['value']:.1f}" for k in keys)
+    out.append(("dense", "", "", "", *dense))
+    for point in found["points"]:
+        cap = "" if point["cap"] is None else f"{point['cap']:g}"
+        if point["varied"] == "falling":
+            cap += ", from the start"
+        out.append(
+            (
+                *(f"{point['beta']:g}", f"{point['tau']:g}", cap),
+                f"{100 * point['compression']['layers']:.1f} %",
+                *(f"{100 * point['accuracy'][k]['value']:.1f}" for k in keys),
+            )
+        )
+    return f"{TITLES[found['network']]}\n\n{table(*out)}"
+
+
+def speed(found: dict[str, Any]) -> str:
+    """Return images a second."""
+    out = [("network", "float32, images/s", "bfloat16, images/s")]
+    for network, result in found.items():
+        for name, row in result["images_per_cpu_second"].items():
+            cells = (f"{row[p]:,.0f}" for p in ("float32", "bfloat16"))
+            out.append((f"{TITLES[network]}, {name}", *cells))
+    first = next(iter(found.values()))
+    head = f"Batches of {first['batch']}, one core, medians of passes taken in turn."
+    return f"{head}\n\n{table(*out)}"
+
+
+def masking(found: dict[str, Any]) -> str:
+    """Return the measures of each network."""
+    heads = [f"{name.replace('_', ' ')} ({change})" for name, change in MASKED.items()]
+    out = [("network", "clean, %", "APGD, %", *heads)]
+    for name, row in found["rows"].items():
+        cells = []
+        for measure in MASKED:
+            mean = row[measure]
+            cell = f"{mean['mean']:.3g} ({mean['low']:.3g} to {mean['high']:.3g})"
+            if mean["zeros"] > 0.01:
+                cell += f", {100 * mean['zeros']:.0f} % zero"
+            told = row.get("difference", {}).get(measure, {}).get("tells")
+            cells.append(f"**{cell}**" if told == "more masked" else cell)
+        accuracy = (row["clean_accuracy"], row["robust_accuracy"])
+        out.append((name, *(f"{100 * a:.1f}" for a in accuracy), *cells))
+    head = (
+        f"{found['task']}; {found['training_images']:,} training images, {found['epochs']} epochs; "
+        f"budget {found['epsilon_255ths']:g} of 255, {found['measured_images']} test images."
+    )
+    return f"{head}\n\n{table(*out)}"
+
+
+def masking_costs(found: dict[str, Any]) -> str:
+    """Return seconds and images of each measure, and of the strong attack."""
+    names = [*MASKED, "APGD"]
+    out = [("network", *(n.replace("_", " ") for n in names))]
+    for name, row in found["rows"].items():
+        of = (row["costs"][n] for n in names)
+        out.append((name, *(f"{c['seconds']:.1f} s, {c['images']:,}" for c in of)))
+    return table(*out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--page", type=Path, default=Path("docs/robustness.md"))
+    parser.add_argument("--folder", type=Path, default=Path("docs/benchmarks"))
+    args = parser.parse_args()
+    text = args.page.read_text()
+    path = args.folder / "robust_lowrank.json"
+    if path.exists():
+        results = json.loads(path.read_text())
+        for name, write in (
+            ("setting", setting),
+            ("rows", rows),
+            ("costs", costs),
+            ("condition", condition),
+        ):
+            text = replace_block(text, name, write(results))
+        for name, write in (("curve", curve), ("speed", speed)):
+            if name in results:
+                text = replace_block(text, name, write(results[name]))
+    path = args.folder / "masking.json"
+    if path.exists():
+        results = json.loads(path.read_text())
+        text = replace_block(text, "masking", masking(results))
+        text = replace_block(text, "masking costs", masking_costs(results))
+    args.page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
