@@ -133,10 +133,11 @@ def cluster(address: str, retries: Retries) -> Iterator[Cluster]:
     SchedulerError
         If there is no scheduler at the address.
     """
-    from distributed import Client
+    import distributed
 
+    connect: Any = distributed.Client  # it has no types
     try:
-        client = Client(address, timeout=_PATIENCE, set_as_default=False)
+        client = connect(address, timeout=_PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise SchedulerError(
             f"no Dask scheduler answers at {address} ({error})",
