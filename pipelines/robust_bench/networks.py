@@ -79,7 +79,7 @@ def parameters(model: nn.Module) -> int:
 
 
 def width_of(make: Callable[[float], nn.Module], count: int) -> float:
-    """Return the width at which a dense network has about `count` parameters."""
+    """Return the width at which a dense network has the number of parameters nearest to `count`."""
     low, high = 0.01, 4.0
     for _ in range(30):
         middle = (low + high) / 2
@@ -87,4 +87,4 @@ def width_of(make: Callable[[float], nn.Module], count: int) -> float:
             low = middle
         else:
             high = middle
-    return high
+    return min((high, low), key=lambda width: abs(parameters(make(width)) - count))

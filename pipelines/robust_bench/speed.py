@@ -23,7 +23,7 @@ def bench_speed(runs: dict[str, Run], parts: Parts) -> dict[str, Any]:
     """
     networks: dict[str, nn.Module] = {}
     for row, run in runs.items():
-        model, _ = run.train(parts)
+        model = run.train(parts)
         if not run.recipe.low_rank:
             networks[row] = model
             continue

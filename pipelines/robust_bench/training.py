@@ -105,8 +105,8 @@ def train(
     seed : int
         Of order and augmentation.
     adversary : Adversary, optional
-        Attacks every batch before the network learns from it, which is then in the mode that it
-        is tested in.
+        Attacks every batch before the network learns from it, in training mode: with other
+        statistics of the batch, training on FGSM's images would not overfit to them.
     watch : callable, optional
         Called after each epoch, with the model in evaluation mode.
     """
@@ -139,9 +139,7 @@ def train(
         for picked in order.split(BATCH)[:batches]:
             x, y = _turned(part.images[picked], generator), part.labels[picked]
             if adversary is not None:
-                model.eval()
                 x = adversary(model, x, y, generator=generator)
-                model.train()
             for group in optimizer.param_groups:
                 group["lr"] = recipe.peak * _rate(step / steps)
 
