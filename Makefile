@@ -25,8 +25,8 @@ test: setup lint
 	MPLBACKEND=agg $(BIN)/python -m pytest
 
 lint: setup
-	$(BIN)/ruff check nec pipelines tests
-	$(BIN)/ruff format --check nec pipelines tests
+	$(BIN)/ruff check nec pipelines tests docs/tutorials
+	$(BIN)/ruff format --check nec pipelines tests docs/tutorials
 	$(BIN)/mypy
 
 clean:

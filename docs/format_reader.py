@@ -1,4 +1,5 @@
 """Read nec stores of format version 1: python docs/format_reader.py STORE [ARRAY]."""
+
 # A reference for ports: the comments name, in quotes, the sections of docs/format.md.
 # fmt: off
 # ruff: noqa: B905, D101, D102, D103, E401, E731, I001, PLR0912, PLR0915

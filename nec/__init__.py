@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nec.archive import seal, verify
     from nec.compressor import Compressor
     from nec.model import Model, list_models, load_model
-    from nec.production import embed, encode
+    from nec.production import embed, encode, encode_archive
     from nec.sampling import sample
 
 __version__ = version("nec")
@@ -27,6 +27,7 @@ __all__ = [
     "NecError",
     "embed",
     "encode",
+    "encode_archive",
     "list_models",
     "load_model",
     "open",
@@ -40,6 +41,7 @@ _HOMES = {
     "Model": "nec.model",
     "embed": "nec.production",
     "encode": "nec.production",
+    "encode_archive": "nec.production",
     "list_models": "nec.model",
     "load_model": "nec.model",
     "open": "nec.archive",
@@ -51,7 +53,7 @@ _ORIGINAL = {"open": "open_store"}
 
 
 def __getattr__(name: str) -> Any:
-    rooms = ("heads", "codec", "archive", "scene", "encoders", "errors", "production")
+    rooms = ("evaluate", "heads", "codec", "archive", "scene", "encoders", "errors", "production")
     if name not in _HOMES and name not in rooms:
         raise AttributeError(f"module 'nec' has no attribute {name!r}")
     try:

@@ -96,7 +96,9 @@ class Compressor:
         gamma: float = 0.0,
         whitening: float = 0.25,
         lagrangian: float = 0.12,
+        falloff: float = 1.0,
         min_cosine: float = 0.0,
+        relative_steps: NDArray[np.float32] | None = None,
     ) -> "Compressor":
         """Fit a compressor to a sample of features, at a size or at a fidelity.
 
@@ -111,7 +113,8 @@ class Compressor:
             Mean cosine between decoded and original features to hit on the sample; one of the
             two is needed.
         basis : ndarray of shape (feature, component), optional
-            Rotation to keep; fitted to the sample by default.
+            Rotation to keep; fitted to the sample by default. With fewer components than
+            features, what lies outside of them is lost.
         scenes : array of shape (n, feature) or as `sample`, or a sequence of them, optional
             Pooled features that `scene_coding` is fitted to, alone or on grids of cells; means
             of 16 x 16 tokens of the sample by default.
@@ -128,10 +131,17 @@ class Compressor:
         lagrangian : float
             Squared error, in steps, that the encoder takes for a bit saved; 0 rounds to the
             nearest.
+        falloff : float
+            How many times less a squared error counts at each finer octave of spatial frequency.
+            1 serves maps; more gives bytes to what an image is as a whole, for pooled
+            embeddings. At most 16.
         min_cosine : float
             Smallest cosine between any vector and its decoded self; blocks that hold a worse one
             are coded finer. Two zero vectors agree (1), a zero vector and another do not (0). 0
             for no guarantee, at most 0.99999.
+        relative_steps : ndarray of shape (component,), float32, optional
+            Steps of the bands up to a common factor, in place of `gamma`; they mean nothing
+            without `basis`.
 
         Raises
         ------
@@ -152,6 +162,13 @@ class Compressor:
             raise CompressorError(
                 "a compressor is fitted to bytes_per_vector= or to cosine=", "give one of them"
             )
+        if relative_steps is not None and (
+            basis is None or np.shape(relative_steps) != np.shape(basis)[1:]
+        ):
+            raise CompressorError(
+                f"relative_steps of shape {np.shape(relative_steps)} are not those of a basis",
+                "give basis=, and one step for each of its components",
+            )
         rotation = klt(pieces, whitening) if basis is None else np.asarray(basis, np.float32)
         variance = (features @ rotation).var(0)
         if not variance.max() > 0:
@@ -159,15 +176,19 @@ class Compressor:
                 "all vectors of the sample are the same", "give a sample that varies"
             )
         steps = np.maximum(variance / variance.max(), 1e-6) ** gamma * np.sqrt(variance.max())
+        if relative_steps is not None:
+            steps = np.asarray(relative_steps, np.float32)
         rotated = [rotate(np.moveaxis(p, -1, 1), rotation) for p in pieces]
         coding, measured = fit_coding(
             rotated,
             relative_steps=steps.astype(np.float32),
             block=block,
             lagrangian=lagrangian,
+            falloff=falloff,
             bytes_per_vector=bytes_per_vector,
             cosine=cosine,
             min_cosine=min_cosine,
+            kept=_kept(pieces, rotation),
         )
         cells = _pool(pieces) if scenes is None else _cells(scenes)
         pooled = np.concatenate([_vectors(c) for c in cells])
@@ -207,15 +228,27 @@ class Compressor:
         """Name of this compressor: basis and codings."""
         # Whole codings: what the encoder alone heeds makes other bytes too.
         codings = json.dumps([self.coding.to_dict(), self.scene_coding.to_dict()], sort_keys=True)
+        if self.coding.falloff != 1:
+            codings += f"{self.coding.falloff}"
         return hashlib.sha256((self.basis_hash + codings).encode()).hexdigest()[:16]
 
     def guarded(self, min_cosine: float | None) -> "Compressor":
         """Return this compressor with a smallest cosine for every vector; see `fit`.
 
         None leaves it as it is.
+
+        Raises
+        ------
+        CompressorError
+            If the basis holds a part of the features only.
         """
         if min_cosine is None:
             return self
+        if min_cosine > 0 and self.basis.shape[1] < len(self.basis):
+            raise CompressorError(
+                f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
+                "take a compressor with as many bands as features",
+            )
         coding, scene_coding = (
             replace(c, min_cosine=min_cosine) for c in (self.coding, self.scene_coding)
         )
@@ -227,7 +260,8 @@ class Compressor:
 
         pieces = [rotate(np.moveaxis(p, -1, 1), self.basis) for p in _pieces(sample)]
         count = sum(int((~np.isnan(p).any(1)).sum()) for p in pieces)
-        return Fidelity(vectors=count, **measure(pieces, self.coding))
+        kept = _kept(_pieces(sample), self.basis)
+        return Fidelity(vectors=count, **measure(pieces, self.coding, kept))
 
     def encode(self, features: ArrayLike) -> bytes:
         """Code features of shape (y, x, feature) or (sample, y, x, feature) to bytes.
@@ -271,6 +305,7 @@ class Compressor:
             "nec_compressor": FILE_VERSION,
             "basis": {"shape": list(self.basis.shape), "float32": pack(self.basis)},
             "coding": self.coding.to_dict(),
+            "falloff": self.coding.falloff,
             "scene_coding": self.scene_coding.to_dict(),
             "fidelity": self.fidelity.to_dict(),
         }
@@ -294,7 +329,8 @@ class Compressor:
             basis = unpack(data["basis"]["float32"], "float32", shape)
             compressor = cls(
                 basis.astype(np.float32),
-                Coding.from_dict(data["coding"]),
+                # Files of earlier releases have no falloff.
+                replace(Coding.from_dict(data["coding"]), falloff=data.get("falloff", 1.0)),
                 Coding.from_dict(data["scene_coding"]),
                 Fidelity(**data["fidelity"]),
             )
@@ -332,6 +368,22 @@ def _pieces(
             for x in range(0, values.shape[2], CHUNK)
         ]
     return pieces
+
+
+def _kept(
+    pieces: list[NDArray[np.float32]], basis: NDArray[np.float32]
+) -> list[NDArray[np.float32]] | None:
+    """Return which part of each valid vector's length the basis holds; None where it holds all."""
+    if basis.shape[1] == len(basis):
+        return None
+    parts = []
+    for piece in pieces:
+        values = _vectors(piece)
+        values = values[~np.isnan(values).any(1)]
+        length = np.linalg.norm(values, axis=1)
+        held = np.linalg.norm(values @ basis, axis=1)
+        parts.append(np.where(length > 0, held / np.where(length > 0, length, 1), 1))
+    return parts
 
 
 def _vectors(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from nec.heads import SceneClassifier
+    from nec.production import Progress
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,7 @@ def catalog() -> Path:
 
 
 def run(
-    scene: Path | None, out: Path, *, progress: Callable[[int, int], None] | None = None
+    scene: Path | None, out: Path, *, progress: Callable[["Progress"], None] | None = None
 ) -> Outcome:
     """Encode a scene, open it with plain xarray, train a head, map the scene.
 
@@ -206,33 +207,13 @@ def _shares(classes: xr.DataArray, head: "SceneClassifier") -> list[str]:
 def _draw(dataset: xr.Dataset, classes: xr.DataArray, palette: dict[str, str], path: Path) -> None:
     """Draw the embedding and the map side by side, with a legend."""
     import matplotlib.pyplot as plt
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-    from matplotlib.patches import Patch
+
+    from nec.evaluate import draw_map
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(13, 6.2), layout="constrained")
     dataset.nec.quicklook(ax=left)
-    colours = list(palette.values())
-    shown = classes.where(classes >= 0)
-    half_y, half_x = (abs(float(classes[d][1] - classes[d][0])) / 2 for d in ("y", "x"))
-    right.imshow(
-        shown,
-        cmap=ListedColormap(colours),
-        norm=BoundaryNorm(np.arange(len(colours) + 1) - 0.5, len(colours)),
-        interpolation="nearest",
-        aspect=left.get_aspect(),
-        extent=(
-            float(classes.x[0]) - half_x,
-            float(classes.x[-1]) + half_x,
-            float(classes.y[-1]) - half_y,
-            float(classes.y[0]) + half_y,
-        ),
-    )
+    draw_map(classes, colours=list(palette.values()), ax=right)
     right.set(xlim=left.get_xlim(), ylim=left.get_ylim(), xlabel="x", title="EuroSAT classes")
-    right.legend(
-        handles=[Patch(color=c, label=n) for n, c in palette.items()],
-        loc="center left",
-        bbox_to_anchor=(1.01, 0.5),
-        frameon=False,
-    )
+    right.set_aspect(left.get_aspect())
     figure.savefig(path, dpi=110)
     plt.close(figure)

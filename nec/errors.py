@@ -22,6 +22,10 @@ class SceneError(NecError, ValueError):
     """A scene cannot be read as asked: a missing band, no CRS, no raster."""
 
 
+class SceneReadError(SceneError):
+    """A scene's file cannot be opened or read: damaged, gone, or out of reach; it may come back."""
+
+
 class ModelError(NecError, ValueError):
     """A model is unknown, damaged, or cannot take this input."""
 
@@ -38,12 +42,20 @@ class StoreError(NecError, OSError):
     """A store cannot be written or read: sealed, foreign, damaged, incomplete."""
 
 
+class SchedulerError(NecError, OSError):
+    """A cluster's scheduler does not answer."""
+
+
 class LowRankError(NecError, ValueError):
     """A network cannot be converted to low rank, or its training cannot go on."""
 
 
 class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
+
+
+class EvaluationError(NecError, ValueError):
+    """Results cannot be compared or scored as asked."""
 
 
 class RobustnessError(NecError, ValueError):
@@ -58,10 +70,13 @@ _EXTRAS = {
     "rioxarray": "encode",
     "odc": "encode",
     "PIL": "encode",
+    "distributed": "cluster",
     "scipy": "encode",
     "sklearn": "heads",
     "geopandas": "heads",
+    "pandas": "heads",
     "matplotlib": "plot",
+    "compressai": "train",
 }
 
 

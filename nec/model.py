@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from nec.errors import ModelError
 
 if TYPE_CHECKING:
     from nec.encoders import Encoder
+    from nec.encoders.tiling import Tiling
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +24,9 @@ WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
 CARD = "model.json"
 ENCODER = "encoder.safetensors"
+# What names a folder of Galileo's files, and the published sizes by width.
+GALILEO = "galileo:"
+_GALILEO_SIZES = {128: "nano", 192: "tiny", 768: "base"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +53,23 @@ class Model:
     compressors: dict[str, Compressor]
     precision: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By name: another process loads it once, whatever number of tasks it is sent with.
+        return _load_once, (self.reference, self.precision, self.weights_sha256)
+
+    @property
+    def reference(self) -> str:
+        """What `load_model` takes to load this model again."""
+        folder = str(self.folder.absolute())
+        return f"{GALILEO}{folder}" if self.is_galileo else folder
+
+    @property
+    def tiling(self) -> "Tiling":
+        """How images are cut into chips for this model where the caller does not say."""
+        from nec.encoders.tiling import Tiling
+
+        return Tiling(**self.card.get("tiling", {}))
+
     @property
     def basis(self) -> NDArray[np.float32]:
         """Orthonormal rotation (feature, component), shared by all rates."""
@@ -73,15 +95,30 @@ class Model:
             If torch is not installed or the weights do not fit the configuration.
         """
         try:
-            from safetensors.torch import load_file
-
-            from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-            from nec.encoders.vit import VisionTransformerEncoder as VitEncoder
-        except ImportError as error:
+            return self._galileo() if self.is_galileo else self._transformer()
+        except ModuleNotFoundError as error:
             raise ModelError(
                 f"encoding needs {error.name}, which is not installed",
                 "pip install 'nec[encode]' (reading stores needs only the core)",
             ) from error
+
+    @property
+    def is_galileo(self) -> bool:
+        """Whether the encoder is Galileo, in a folder of its own files."""
+        return self.card.get("architecture") == "galileo"
+
+    def _galileo(self) -> "Encoder":
+        from nec.encoders.galileo import Galileo, GalileoEncoder
+
+        network = GalileoEncoder.load(self.folder)
+        return Galileo(network, name=self.name, precision=self.precision)
+
+    def _transformer(self) -> "Encoder":
+        from safetensors.torch import load_file
+
+        from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
+        from nec.encoders.vit import VisionTransformerEncoder as VitEncoder
+
         config = dict(self.card["encoder"])
         network = VisionTransformer(
             VisionTransformerConfig(**config | {"bands": tuple(config["bands"])})
@@ -96,13 +133,30 @@ class Model:
         return VitEncoder(self.name, network, precision=self.precision)
 
     def compressor(self, rate: str | float) -> Compressor:
-        """Return the compressor of a rate: its name, or the nearest in bytes a vector.
+        """Return the compressor of a rate: its name, the nearest in bytes a vector, or of a file.
 
         Raises
         ------
         ModelError
-            If the model has no such rate.
+            If the model has no such rate, or the file is of features of another length.
+        CompressorError
+            If the file is no compressor.
         """
+        if isinstance(rate, str) and rate.endswith(".json"):
+            fitted = Compressor.load(rate)
+            if len(fitted.basis) != self.encoder.dim:
+                raise ModelError(
+                    f"{rate} compresses {len(fitted.basis)} features, {self.name} has "
+                    f"{self.encoder.dim}",
+                    f"fit one to it: nec fit SCENE FILE.json --model {self.reference} --bytes 2",
+                )
+            return fitted
+        if not self.compressors:
+            raise ModelError(
+                f"{self.name} comes without compressors",
+                f"fit one: nec fit SCENE FILE.json --model {self.reference} --bytes 2; then pass "
+                "it as rate (--rate FILE.json)",
+            )
         if isinstance(rate, str):
             if rate not in self.compressors:
                 raise ModelError(
@@ -138,7 +192,9 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     Parameters
     ----------
     name : str or Path
-        A built-in model (`list_models`) or a folder with `model.json`.
+        A built-in model (`list_models`), a folder with `model.json`, or ``galileo:FOLDER``, the
+        published files of Galileo (config.json, encoder.pt); compressors that lie there as
+        low.json, medium.json or high.json come along.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
 
@@ -147,6 +203,8 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     ModelError
         If there is no such model, a file is damaged, or the compressors disagree on the basis.
     """
+    if str(name).startswith(GALILEO):
+        return _load_galileo(Path(str(name).removeprefix(GALILEO)), precision)
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
         card = json.loads((folder / CARD).read_text())
@@ -155,11 +213,7 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
             f"there is no model {str(name)!r}",
             f"choose among {', '.join(list_models())}, or give a folder with {CARD}",
         ) from error
-    compressors = {
-        rate: Compressor.load(folder / f"{rate}.json")
-        for rate in RATES
-        if (folder / f"{rate}.json").exists()
-    }
+    compressors = _compressors(folder)
     if not compressors or len({c.basis_hash for c in compressors.values()}) != 1:
         raise ModelError(
             f"the compressors of {card['name']} are missing or of different bases",
@@ -173,6 +227,52 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
             "the weights are damaged: fetch the model again",
         )
     return Model(card["name"], folder, card, compressors, _resolve(precision))
+
+
+def _compressors(folder: Path) -> dict[str, Compressor]:
+    files = {rate: folder / f"{rate}.json" for rate in RATES}
+    return {rate: Compressor.load(file) for rate, file in files.items() if file.exists()}
+
+
+def _load_galileo(folder: Path, precision: str) -> Model:
+    # Galileo's own names of files; torch stays out until the encoder is asked for.
+    try:
+        config = json.loads((folder / "config.json").read_text())["model"]["encoder"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{folder} holds no Galileo ({error})", "give the folder of its config.json, encoder.pt"
+        ) from error
+    width = config.get("embedding_size")
+    card = {
+        "name": f"galileo-{_GALILEO_SIZES.get(width, width)}",
+        "architecture": "galileo",
+        "encoder": config,
+        "weights_sha256": sha256_of(folder / "encoder.pt"),
+        # Chips of 64 pixels, the largest that it was trained for.
+        "tiling": {"core": 32, "halo": 16},
+    }
+    return Model(card["name"], folder, card, _compressors(folder), _resolve(precision))
+
+
+_LOADED: dict[tuple[str, str], Model] = {}
+_LOADING = Lock()
+
+
+def _load_once(reference: str, precision: str, weights_sha256: str) -> Model:
+    """Load a model that was pickled in another process, once here; it has to be the same."""
+    with _LOADING:
+        key = (reference, precision)
+        if key not in _LOADED:
+            _LOADED[key] = load_model(reference, precision=precision)
+        model = _LOADED[key]
+        if model.weights_sha256 != weights_sha256:
+            raise ModelError(
+                f"{reference} has other weights here ({model.weights_sha256[:16]}...) than where "
+                f"the run was started ({weights_sha256[:16]}...)",
+                "install the same release and model on all machines",
+            )
+        _ = model.encoder  # threads of this process share it
+        return model
 
 
 def sha256_of(path: Path) -> str:

@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from main_job.intervals import MARGIN
 from robust_bench.attacked import Threat
 from robust_bench.figure import draw
 from robust_bench.images import Parts, load_parts
@@ -31,6 +30,8 @@ from robust_bench.runs import Run
 from robust_bench.speed import bench_speed
 from robust_bench.summary import REFERENCE, costs, interval, right, row_tables
 from robust_bench.training import Recipe
+
+from nec.evaluate.intervals import MARGIN
 
 WIDTHS = {"vgg": 0.25, "vit": 0.125}
 PLAIN = {

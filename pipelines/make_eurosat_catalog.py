@@ -171,7 +171,7 @@ def main() -> None:
             store,
             model=args.model,
             rate=args.rate,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
+            progress=lambda now: progress.update(bar, completed=now.tasks_done, total=now.tasks),
         )
     if report.failed:
         raise SystemExit(f"{report.failed} tasks failed: {report.failures}")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from galileo import GalileoEncoder, galileo_tokens
 from numpy.typing import NDArray
+
+from nec.encoders.galileo import GalileoEncoder, galileo_tokens
 
 COMPONENTS = 64
 TILE = 64

@@ -92,7 +92,7 @@ def test_errors_are_one_line_and_a_status(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "nec.cli", "encode", str(text), str(tmp_path / "o.zarr")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "SceneError" in result.stderr
+    assert "SceneReadError" in result.stderr
     assert "Traceback" not in result.stderr
 
 

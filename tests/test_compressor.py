@@ -77,3 +77,42 @@ def test_errors_say_what_to_do(features: np.ndarray, tmp_path: Path) -> None:
     (tmp_path / "no.json").write_text("{}")
     with pytest.raises(CompressorError, match="not a compressor"):
         Compressor.load(tmp_path / "no.json")
+
+
+def test_fewer_components_and_given_steps(features: np.ndarray) -> None:
+    whole = Compressor.fit(features, cosine=0.99)
+    steps = np.array([1, 2, 4, 4], np.float32)
+    part = Compressor.fit(features, cosine=0.99, basis=whole.basis[:, :4], relative_steps=steps)
+    np.testing.assert_allclose(part.coding.step_values / part.coding.step_values[0], steps)
+    decoded = part.decode(part.encode(features))[0]
+    measured = cosine(features, decoded)
+    # On features: what lies outside of the basis counts as lost.
+    assert np.nanmean(measured) == pytest.approx(part.fidelity.cosine_mean, abs=1e-5)
+    assert np.nanmean(measured) == pytest.approx(0.99, abs=5e-4)
+    assert part.measure(features).cosine_min == pytest.approx(np.nanmin(measured), abs=1e-4)
+    with pytest.raises(CompressorError, match="as many bands as features"):
+        part.guarded(0.9)
+    with pytest.raises(CompressorError, match="as many bands as there are"):
+        Compressor.fit(features, cosine=0.99, basis=whole.basis[:, :4], min_cosine=0.9)
+    with pytest.raises(CompressorError, match="one step for each"):
+        Compressor.fit(features, cosine=0.99, relative_steps=steps)
+
+
+def test_falloff_gives_bytes_to_the_whole_and_stays_out_of_the_store(tmp_path):
+    rng = np.random.default_rng(5)
+    sample = rng.normal(size=(40, 16, 16, 8)) + 2 * rng.normal(size=(40, 1, 1, 8))
+    plain, whole = (
+        Compressor.fit(sample, bytes_per_vector=0.1, falloff=falloff) for falloff in (1.0, 2.5)
+    )
+
+    def missed(compressor):
+        decoded = compressor.decode(compressor.encode(sample))
+        return np.square(decoded.mean((1, 2)) - sample.mean((1, 2))).mean()
+
+    assert missed(whole) < 0.7 * missed(plain)
+    assert whole.coding.digest != plain.coding.digest
+    assert "falloff" not in whole.coding.to_dict()
+    whole.save(tmp_path / "whole.json")
+    again = Compressor.load(tmp_path / "whole.json")
+    assert again.digest == whole.digest
+    assert again.encode(sample) == whole.encode(sample)

@@ -75,6 +75,7 @@ VOTES = {
 IGNORES = {"check_classifiers_classes": "its label -1 is the ignore_index"}
 CHECKED = [
     (SceneClassifier(), DROPS_NAN),
+    (SceneClassifier(method="mlp", max_iter=200), DROPS_NAN),
     (SceneClassifier(method="knn", n_neighbors=3), DROPS_NAN | VOTES),
     (SceneClassifier(method="knn", n_neighbors=3, metric="euclidean"), DROPS_NAN | VOTES),
     (Segmenter(ignore_index=None), DROPS_NAN),
@@ -171,7 +172,7 @@ def test_a_written_map_is_a_coloured_cog(tmp_path):
         assert file.nodata == 255
     np.testing.assert_array_equal(np.where(values == 255, -1, values.astype(int)), found.values)
     with pytest.raises(HeadError, match="no class map"):
-        write_map(scene()[0], tmp_path / "other.tif")
+        write_map(scene(), tmp_path / "other.tif")
     with pytest.raises(HeadError, match="2 colours for 3 classes"):
         write_map(found, tmp_path / "other.tif", colours=[(0, 0, 0)] * 2)
 
@@ -240,11 +241,14 @@ def test_several_scenes_and_points_of_a_table():
 HEADS = [
     SceneClassifier(class_weight={"water": 2.0, "forest": 1, "annual crop": 1}),
     SceneClassifier(method="knn", n_neighbors=7),
+    SceneClassifier(method="knn", standardize=True, calibrate=True),
+    SceneClassifier(method="mlp", hidden=(8, 8), max_iter=50),
     Segmenter(ignore_index=None, C=0.5),
 ]
 
 
-@pytest.mark.parametrize("head", HEADS, ids=["linear", "knn", "segmenter"])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("head", HEADS, ids=["linear", "knn", "tempered", "mlp", "segmenter"])
 @pytest.mark.parametrize("dtype", [str, object])
 def test_a_saved_head_comes_back_the_same(head, dtype, tmp_path):
     vectors, labels = samples(30)
@@ -309,6 +313,8 @@ UNFIT = [
     (SceneClassifier(), scene(), truth(), "holds no samples"),
     (SceneClassifier(), scene().to_dataset(), truth(), "ds.scene_embedding"),
     (SceneClassifier(method="tree"), VECTORS, LABELS, "use one of linear, knn"),
+    (SceneClassifier(pooling="mean_roughness"), VECTORS, LABELS, "pooled already"),
+    (SceneClassifier(calibrate=True), VECTORS[:4], ["a", "a", "a", "b"], "two vectors of every"),
     (SceneClassifier(method="knn", n_neighbors=99), VECTORS, LABELS, "lower n_neighbors"),
     (Segmenter(), scene(), truth()[:-1], "do not fit"),
     (Segmenter(), scene(), FINE[:, :-4], "do not fit"),
@@ -368,3 +374,80 @@ def test_missing_tokens_leave_the_roughness_of_the_others():
     found = mean_and_roughness(cut)
     np.testing.assert_allclose(found[0], mean_and_roughness(tokens[:1, :, :4])[0], rtol=1e-6)
     assert np.isnan(found[1]).all()
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_perceptron_learns_what_no_plane_divides():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 2)).astype(np.float32)
+    labels = np.where(rows[:, 0] * rows[:, 1] > 0, "same", "other")
+    scores = [
+        SceneClassifier(method=method, max_iter=400)
+        .fit(rows[:300], labels[:300])
+        .score(rows[300:], labels[300:])
+        for method in ("linear", "mlp")
+    ]
+    assert scores[0] < 0.7
+    assert scores[1] > 0.9
+    few = labels == "same"
+    few[few] = rng.random(few.sum()) < 0.1
+    kept = few | (labels == "other")
+    shares = [
+        SceneClassifier(method="mlp", max_iter=30, class_weight=weight)
+        .fit(rows[kept], labels[kept])
+        .predict_proba(rows)[:, 1]
+        .mean()
+        for weight in (None, "balanced")
+    ]
+    assert shares[1] > shares[0] + 0.1
+
+
+def test_calibrated_probabilities_come_true():
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(2000, 20))
+    labels = (rows[:, 0] + rng.normal(size=2000) > 0).astype(int)
+    losses = []
+    for calibrate in (False, True):
+        head = SceneClassifier(C=1e3, calibrate=calibrate).fit(rows[:80], labels[:80])
+        shares = head.predict_proba(rows[80:])
+        right = shares[np.arange(len(shares)), labels[80:]]
+        losses.append(-np.log(np.maximum(right, 1e-9)).mean())
+    assert losses[1] < 0.8 * losses[0]
+
+
+def test_top_k_and_pooling_of_mean_and_roughness():
+    vectors, labels = samples(60, shape=(4, 4))
+    head = SceneClassifier().fit(vectors, labels)
+    top = head.predict_top_k(vectors, k=2)
+    assert top.dims == ("sample", "rank")
+    assert (top[:, 0].values == head.predict(vectors).values).all()
+    assert (top[:, 1].values != top[:, 0].values).all()
+    with pytest.raises(HeadError, match="k=4 of 3"):
+        head.predict_top_k(vectors, k=4)
+    # Classes of one mean that differ in how much they vary.
+    rng = np.random.default_rng(0)
+    spread = np.where(np.arange(80) % 2, 1.0, 3.0)[:, None, None, None]
+    tokens = xr.DataArray(
+        rng.normal(size=(80, D, 4, 4)) * spread, dims=("sample", "band", "y", "x")
+    )
+    names = np.where(np.arange(80) % 2, "even", "rough")
+    mean, both = (
+        SceneClassifier(pooling=p).fit(tokens[:60], names[:60]) for p in ("mean", "mean_roughness")
+    )
+    assert mean.score(tokens[60:], names[60:]) < 0.8
+    assert both.score(tokens[60:], names[60:]) == 1.0
+    with pytest.raises(HeadError, match="mean and roughness"):
+        both.predict(scene(basis=None))
+
+
+def test_neighbours_may_be_standardised():
+    rng = np.random.default_rng(0)
+    rows = np.column_stack([rng.normal(size=300), 1000 * rng.normal(size=300)])
+    labels = rows[:, 0] > 0
+    plain, standard = (
+        SceneClassifier(method="knn", metric="euclidean", standardize=s, n_neighbors=5)
+        .fit(rows[:200], labels[:200])
+        .score(rows[200:], labels[200:])
+        for s in (False, True)
+    )
+    assert standard > 0.85 > plain

@@ -6,6 +6,7 @@ from nec.archive.objects import Traffic
 from nec.archive.reader import open_store, read_basis
 from nec.archive.receipts import Receipt
 from nec.archive.seal import seal
+from nec.archive.state import discard, is_of_earlier_source, is_sealed
 from nec.archive.verification import Problem, Report, verify
 from nec.archive.writer import StoreWriter
 
@@ -20,6 +21,9 @@ __all__ = [
     "Task",
     "TokenGrid",
     "Traffic",
+    "discard",
+    "is_of_earlier_source",
+    "is_sealed",
     "open_store",
     "read_basis",
     "seal",

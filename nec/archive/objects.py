@@ -20,7 +20,7 @@ from zarr.storage import FsspecStore, LocalStore, WrapperStore
 from nec.archive.creation import stored_arrays
 from nec.archive.grid import Task
 from nec.archive.manifest import KEY, Manifest, check_seal, read_part
-from nec.archive.metadata import parse_root
+from nec.archive.metadata import canonical, parse_root
 from nec.archive.receipts import Receipt, StoredObject, receipt_key
 from nec.archive.seal import filled_arrays
 from nec.archive.shard import damage
@@ -98,6 +98,8 @@ class CheckedStore(WrapperStore[Store]):
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
         """Fetch an object; StoreError naming store, array and chunk where it is damaged."""
+        if key == "zarr.json":  # fetched and checked when the store was opened
+            return prototype.buffer.from_bytes(_part(canonical(self.root), byte_range))
         if key.partition("/c/")[0] not in self.arrays or "/c/" not in key:
             data = await self._fetch(key, byte_range)
             return None if data is None else prototype.buffer.from_bytes(data)

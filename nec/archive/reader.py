@@ -63,7 +63,7 @@ def open_store(
     """
     checked = checked_store(store, storage_options=storage_options)
     try:
-        dataset: xr.Dataset = xr.open_zarr(checked)
+        dataset: xr.Dataset = xr.open_zarr(checked, zarr_format=3)
     except ChunkError as error:
         raise StoreError(f"{store} cannot be decoded: {error.what}", error.remedy) from error
     for variable in dataset.variables.values():

@@ -114,7 +114,9 @@ def _chosen(dataset: "xr.Dataset", where: str | None) -> "np.ndarray[Any, Any]":
             f"--where {where!r} names no coordinate and value",
             f"as set=train; coordinates: {', '.join(map(str, dataset.coords))}",
         )
-    chosen: np.ndarray[Any, Any] = dataset[name].to_numpy().astype(str) == value
+    # Strings of stores are of a numpy type that does not cast to plain ones.
+    values = np.array([str(item) for item in dataset[name].to_numpy().tolist()])
+    chosen: np.ndarray[Any, Any] = values == value
     if not chosen.any():
         raise HeadError(
             f"no sample has {where}", f"values: {sorted(set(map(str, dataset[name].values)))[:8]}"

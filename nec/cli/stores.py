@@ -13,115 +13,20 @@ from nec.demo import size_text
 from nec.errors import CompressorError, StoreError
 
 
-def _parse_bands(text: str | None) -> Any:
-    """Read "blue,green" or "blue=1,green=2" as `nec.encode` takes it."""
-    if not text:
-        return None
-    parts = [p.strip() for p in text.split(",")]
-    if not all("=" in p for p in parts):
-        return tuple(parts)
-    pairs = (p.split("=", 1) for p in parts)
-    return {name: int(value) if value.isdigit() else value for name, value in pairs}
-
-
-@app.command()
-def encode(
-    source: Annotated[
-        list[str],
-        typer.Argument(
-            help="A scene (one raster, its band files, or their folder), or a folder of images."
-        ),
-    ],
-    store: Annotated[Path, typer.Argument(help="Store to write, a new folder.")],
-    model: Annotated[str, typer.Option(help="Model name or folder.")] = "nec-tiny",
-    rate: Annotated[str, typer.Option(help="low, medium, high, or bytes per vector.")] = "medium",
-    bands: Annotated[
-        str | None,
-        typer.Option(help="Names in order (blue,green,red) or a mapping (blue=1,nir08=B8A)."),
-    ] = None,
-    scale: Annotated[float | None, typer.Option(help="reflectance = DN * scale + offset")] = None,
-    offset: Annotated[float | None, typer.Option(help="see --scale")] = None,
-    nodata: Annotated[float | None, typer.Option(help="Number that means missing.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where missing.")] = None,
-    time: Annotated[str | None, typer.Option(help="Time of acquisition, ISO 8601.")] = None,
-    crs: Annotated[str | None, typer.Option(help="CRS of a scene that has none.")] = None,
-    gsd: Annotated[
-        float | None, typer.Option(help="Metres a pixel, for images without a place.")
-    ] = None,
-    rule: Annotated[
-        str | None, typer.Option(help="Decoding rule of an int8 embedding product.")
-    ] = None,
-    min_cosine: Annotated[
-        float | None, typer.Option(help="Smallest cosine of any vector, a guarantee.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; all cores by default.")] = None,
-) -> None:
-    """Encode a scene, or a folder of images, to a compressed store.
-
-    With a compressor that `nec fit` wrote as --model, the source is a file of embeddings.
-
-    An interrupted run is finished by the same command.
-
-    [bold]Example:[/bold] nec encode landsat.tif out.zarr --rate medium
-    """
-    from nec.production import encode as run
-
-    wanted: str | float = rate
-    with suppress(ValueError):
-        wanted = float(rate)
-    thing: Any = source[0] if len(source) == 1 else source
-    used: Any = model
-    if model.endswith(".json"):
-        from nec.compressor import Compressor
-        from nec.products import open_embedding
-
-        thing, used = open_embedding(source[0], rule=rule), Compressor.load(model)
-    elif rule is not None:
-        raise CompressorError(f"--rule {rule} goes with a compressor", "give --model FILE.json")
-    with progress_bar(f"encoding to {store.name}") as progress:
-        report = run(
-            thing,
-            store,
-            model=used,
-            rate=wanted,
-            bands=_parse_bands(bands),
-            scale=scale,
-            offset=offset,
-            nodata=nodata,
-            mask=mask,
-            time=time,
-            crs=crs,
-            gsd=gsd,
-            min_cosine=min_cosine,
-            workers=workers,
-            progress=progress,
-        )
-    payload = sum(report.payload_bytes.values())
-    console.print(
-        f"[bold]{escape(str(store))}[/bold]: {report.vectors:,} vectors in {size_text(payload)} "
-        f"({payload / max(report.vectors, 1):.3f} B a vector), cosine {report.cosine_mean:.4f}"
-    )
-    console.print(
-        f"shards: {report.written} written, {report.missing} all missing, {report.failed} failed"
-        + (f"; {report.resumed} were there already" if report.resumed else "")
-    )
-    if report.failed:
-        for task, reason in report.failures.items():
-            console.print(f"[red]shard {task}[/red]: {escape(reason)}")
-        console.print("run the same command again to retry them")
-        raise typer.Exit(1)
-    if not report.vectors and not report.failed:
-        console.print("[yellow]the source holds no valid pixel: the store is all missing[/yellow]")
-
-
 @app.command()
 def fit(
-    source: Annotated[Path, typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr.")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr; or a scene, --model."),
+    ],
     compressor: Annotated[Path, typer.Argument(help="Compressor to write (.json).")],
     size: Annotated[float | None, typer.Option("--bytes", help="Bytes a vector to hit.")] = None,
     cosine: Annotated[float | None, typer.Option(help="Mean cosine to hit.")] = None,
     rule: Annotated[
         str | None, typer.Option(help="Decoding rule of an int8 product: alphaearth.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The source is a scene, to be embedded by this model.")
     ] = None,
     gamma: Annotated[
         float, typer.Option(help="Steps ~ variance ** gamma: 0 for cosine, 0.125 for heads.")
@@ -135,12 +40,25 @@ def fit(
     [bold]Example:[/bold] nec fit alphaearth.tif ae.json --bytes 1 --rule alphaearth
 
     then: nec encode alphaearth.tif out.zarr --model ae.json --rule alphaearth
+
+    nec fit scene.tif g.json --bytes 2 --model galileo:FOLDER
+
+    then: nec encode scene.tif out.zarr --model galileo:FOLDER --rate g.json
     """
     from nec.compressor import Compressor
-    from nec.products import open_embedding
 
+    if model is not None:
+        from nec.production import sample_features
+
+        if rule is not None:
+            raise CompressorError(f"--rule {rule} does not go with --model", "leave it out")
+        sample: Any = sample_features(source, model=model)
+    else:
+        from nec.products import open_embedding
+
+        sample = open_embedding(source, rule=rule)
     fitted = Compressor.fit(
-        open_embedding(source, rule=rule),
+        sample,
         bytes_per_vector=size,
         cosine=cosine,
         gamma=gamma,

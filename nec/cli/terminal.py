@@ -1,12 +1,17 @@
 """What all commands share: the application, the terminal, progress."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+if TYPE_CHECKING:
+    from nec.production import Progress as RunProgress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,14 +25,37 @@ Store = Annotated[str, typer.Argument(help="Store of embeddings: a folder or an 
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Any]:
-    """Yield a callable (done, total) that moves a bar."""
+def progress_bar(title: str) -> "Iterator[Callable[[RunProgress], None]]":
+    """Yield a callable that shows how far a run is: shards, rates, time left."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[rates]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(escape(title), total=None, rates="")
+        announced = False
+
+        def show(now: "RunProgress") -> None:
+            nonlocal announced
+            if now.dashboard and not announced:
+                announced = True
+                bar.console.print(f"{now.engine}; dashboard: {now.dashboard}")
+            bar.update(task, completed=now.tasks_done, total=now.tasks, rates=rates_text(now))
+
+        yield show
+
+
+def rates_text(now: "RunProgress") -> str:
+    """Say scenes, rates, bytes and the time left in a few words."""
+    words = []
+    if now.scenes > 1:
+        failed = f" ({now.scenes_failed} failed)" if now.scenes_failed else ""
+        words.append(f"scenes {now.scenes_done}/{now.scenes}{failed}")
+    words.append(f"{now.pixels_per_second / 1e6:.3g} Mpx/s")
+    words.append(f"{now.bytes_in / 1e6:,.1f} MB in")
+    words.append(f"{now.bytes_out / 1e3:,.1f} kB out")
+    if (left := now.eta) is not None:
+        words.append(f"{timedelta(seconds=round(left))} left")
+    return ", ".join(words)

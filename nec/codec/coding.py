@@ -67,6 +67,9 @@ class Coding:
         no guarantee.
     version : int
         Format version.
+    falloff : float
+        How many times less a squared error counts at each finer octave, to the encoder. Not part
+        of the configuration: a store can be read, and its chunks checked, without it.
     """
 
     block: int
@@ -86,6 +89,7 @@ class Coding:
     lagrangian: float = 0.0
     min_cosine: float = 0.0
     version: int = FORMAT_VERSION
+    falloff: float = field(default=1.0, compare=False)
 
     def __post_init__(self) -> None:
         _check_version(self.version)
@@ -106,6 +110,8 @@ class Coding:
                 raise ChunkError(f"{name} groups {groups} do not end at {end}", "check zarr.json")
         if not 0 <= self.lagrangian < 1e9:
             raise ChunkError(f"a worth of a bit of {self.lagrangian} is none", "check zarr.json")
+        if not 1 <= self.falloff <= 16:
+            raise ChunkError(f"a falloff of {self.falloff} by octave is none", "give 1 to 16")
         if not 0 <= self.min_cosine <= 0.99999:
             raise ChunkError(
                 f"a smallest cosine of {self.min_cosine} cannot be kept", "ask for 0 to 0.99999"
@@ -208,7 +214,7 @@ class Coding:
         ChunkError
             If it is larger than a store's metadata should carry.
         """
-        plain = {f.name: getattr(self, f.name) for f in fields(self)}
+        plain = {name: getattr(self, name) for name in _configured()}
         plain |= {k: list(v) for k, v in plain.items() if isinstance(v, tuple)}
         if len(json.dumps(plain)) > LARGEST_CONFIGURATION:
             raise ChunkError(
@@ -228,7 +234,7 @@ class Coding:
             If a field is missing, unknown, of another version or damaged.
         """
         _check_version(data.get("version"))
-        known = {f.name for f in fields(cls)}
+        known = _configured()
         if set(data) != known:
             raise ChunkError(
                 f"the codec's configuration has unknown or missing fields "
@@ -245,6 +251,10 @@ class Coding:
         # Damage shows when a store is opened, not at its first chunk.
         _ = coding.parameters, coding.cumulative
         return coding
+
+
+def _configured() -> set[str]:
+    return {f.name for f in fields(Coding) if f.compare}
 
 
 def _check_version(version: Any) -> None:

@@ -243,13 +243,15 @@ class Transformed:
             np.zeros(NEIGHBOURS, np.int64),
         )
         buffer = Events(np.empty(most, np.int32), np.empty(most, np.int32))
+        octaves = np.arange(coding.octaves)
+        lagrangians = coding.lagrangian * coding.falloff**octaves
         events = []
         for segment in coding.segments:
             count = encode_segment(
                 segment,
                 self.coefficients,
                 steps,
-                coding.lagrangian,
+                lagrangians,
                 coding.offset_values,
                 coding.cost,
                 scan,

@@ -206,7 +206,11 @@ def decided(
             cost, context, smaller, shift
         )
         if lower < best:
-            return smaller, lower
+            magnitude, best = smaller, lower
+        if smaller > 0:
+            none = c**2 + rate * magnitude_bits(cost, context, 0, shift)
+            if none < best:
+                return 0, none
     return magnitude, best
 
 
@@ -215,7 +219,7 @@ def encode_segment(  # noqa: PLR0912, PLR0915 - one loop nest, as the decoder's
     segment: Segment,
     coefficients: NDArray[np.float32],
     steps: NDArray[np.float32],
-    lagrangian: float,
+    lagrangians: NDArray[np.float64],
     offsets: NDArray[np.int64],
     cost: NDArray[np.float32],
     scan: Scan,
@@ -228,8 +232,8 @@ def encode_segment(  # noqa: PLR0912, PLR0915 - one loop nest, as the decoder's
     """Decide the coefficients of a segment and list the events that code them.
 
     `state.symbols` comes in rounded to the nearest, and `state.energy` with the sums of the tiles
-    of that; both go out as decided. `lagrangian` is the squared error, in steps, that a bit is
-    worth; 0 keeps the nearest. The number of events is returned.
+    of that; both go out as decided. `lagrangians` are the squared errors, in steps, that a bit is
+    worth in each octave; 0 keeps the nearest. The number of events is returned.
     """
     samples, rows, columns = blocks.coded.shape
     bits, edge = scan.bits, 1 << scan.bits
@@ -240,6 +244,7 @@ def encode_segment(  # noqa: PLR0912, PLR0915 - one loop nest, as the decoder's
     count = 0
     for g in range(segment.first_octave, segment.last_octave):
         w = parameters.weights[g]
+        lagrangian = lagrangians[g]
         for s in range(samples):
             for y in range(rows):
                 for x in range(columns):

@@ -57,7 +57,9 @@ def fit_coding(
     bytes_per_vector: float | None = None,
     cosine: float | None = None,
     min_cosine: float = 0.0,
+    falloff: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
+    kept: Sequence[NDArray[np.float32]] | None = None,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
 
@@ -75,8 +77,12 @@ def fit_coding(
         The target: one of the two.
     min_cosine : float
         Smallest cosine that the encoder is to allow; 0 for no guarantee.
+    falloff : float
+        How many times less a squared error counts at each finer octave.
     chunk_tokens : int
         Vectors of a chunk that segments are planned for; fewer where the pieces have fewer.
+    kept : sequence of ndarray of shape (valid vector,), float32, optional
+        What part of the length of a piece's feature vectors its bands hold; all by default.
 
     Returns
     -------
@@ -88,7 +94,12 @@ def fit_coding(
     CompressorError
         If no step reaches the target.
     """
-    sample = _Sample(pieces, block, lagrangian)
+    if kept is not None and min_cosine > 0:
+        raise CompressorError(
+            f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
+            "keep as many bands as there are features",
+        )
+    sample = _Sample(pieces, block, lagrangian, falloff, kept)
     target = bytes_per_vector if cosine is None else cosine
     assert target is not None
     if cosine is not None and cosine >= 1:
@@ -181,9 +192,17 @@ def _search(
     return best[1], best[0]
 
 
-def measure(pieces: Sequence[NDArray[np.float32]], coding: Coding) -> dict[str, float]:
-    """Return size and cosines of embeddings under a coding: fields of `Fidelity`."""
-    return _summary(*_Sample(pieces, coding.block, coding.lagrangian).measure(coding))
+def measure(
+    pieces: Sequence[NDArray[np.float32]],
+    coding: Coding,
+    kept: Sequence[NDArray[np.float32]] | None = None,
+) -> dict[str, float]:
+    """Return size and cosines of embeddings under a coding: fields of `Fidelity`.
+
+    `kept` is that of `fit_coding`.
+    """
+    sample = _Sample(pieces, coding.block, coding.lagrangian, coding.falloff, kept)
+    return _summary(*sample.measure(coding))
 
 
 def _summary(size: float, fidelity: NDArray[np.float64]) -> dict[str, float]:
@@ -199,11 +218,17 @@ class _Sample:
     """Embeddings, transformed, that a coding is fitted to."""
 
     def __init__(
-        self, pieces: Sequence[NDArray[np.float32]], block: int, lagrangian: float
+        self,
+        pieces: Sequence[NDArray[np.float32]],
+        block: int,
+        lagrangian: float,
+        falloff: float,
+        kept: Sequence[NDArray[np.float32]] | None = None,
     ) -> None:
+        self.kept = 1.0 if kept is None else np.concatenate(kept)
         self.chunks = [Transformed(p, block) for p in pieces]
         self.block = block
-        self.lagrangian = lagrangian
+        self.lagrangian, self.falloff = lagrangian, falloff
         self.vectors = sum(int(c.valid.sum()) for c in self.chunks)
 
     def measure(self, coding: Coding) -> tuple[float, NDArray[np.float64]]:
@@ -217,7 +242,7 @@ class _Sample:
             found.append(
                 cosines(np.moveaxis(chunk.values, 1, -1)[valid], np.moveaxis(decoded, 1, -1)[valid])
             )
-        return size / self.vectors, np.concatenate(found)
+        return size / self.vectors, np.concatenate(found) * self.kept
 
     def fit(self, steps: NDArray[np.float32], near: Coding | None) -> Coding:
         """Fit contexts and tables at given steps, starting from a coding of other steps.
@@ -227,7 +252,9 @@ class _Sample:
         coding = self._first(steps) if near is None else _with_steps(near, steps)
         for _ in range(ROUNDS if near is None else MORE_ROUNDS):
             decided = [c.decide(coding, trace=True) for c in self.chunks]
-            coding = replace(self._refit(coding, decided), lagrangian=self.lagrangian)
+            coding = replace(
+                self._refit(coding, decided), lagrangian=self.lagrangian, falloff=self.falloff
+            )
         return coding
 
     def _first(self, steps: NDArray[np.float32]) -> Coding:

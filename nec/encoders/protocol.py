@@ -44,8 +44,8 @@ class Encoder(Protocol):
             Common name of each band of `chips`.
         gsd : float
             Ground sampling distance, metres.
-        time : Tensor, optional
-            Acquisition times, for encoders that use them.
+        time : Tensor of shape (n,), int64, optional
+            Acquisition times, seconds since 1970 UTC, for encoders that use them.
 
         Returns
         -------

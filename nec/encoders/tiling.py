@@ -35,8 +35,11 @@ class Tiling:
 
     @property
     def margin(self) -> int:
-        """Pixels around an image that `embed_image` needs: the chips beside it reach into it."""
-        return self.core + self.halo
+        """Pixels around an image that `embed_image` needs: the chips beside it reach into it.
+
+        None without a halo.
+        """
+        return self.core + self.halo if self.halo else 0
 
     def weights(self, patch: int) -> NDArray[np.float32]:
         """Return the weight of each token along an edge of a chip, float32."""
@@ -86,6 +89,7 @@ def embed_image(
     bands: tuple[str, ...],
     gsd: float,
     tiling: Tiling,
+    time: np.datetime64 | None = None,
 ) -> NDArray[np.float32]:
     """Embed an image that comes with its margin.
 
@@ -102,6 +106,8 @@ def embed_image(
     gsd : float
         Metres.
     tiling : Tiling
+    time : numpy.datetime64, optional
+        Acquisition, for encoders that use it.
 
     Returns
     -------
@@ -123,14 +129,15 @@ def embed_image(
             f"in patches of {patch}",
             "choose a core that divides the image and is, like the halo, a multiple of the patch",
         )
-    inside = slice(margin, -margin)
-    missing = missing_tokens(image[:, inside, inside], patch)
+    own = image[:, margin : margin + height, margin : margin + width]
+    missing = missing_tokens(own, patch)
     if missing.all():
         return np.full((encoder.dim, *missing.shape), np.nan, np.float32)
 
+    seconds = None if time is None else int(time.astype("datetime64[s]").astype(np.int64))
     edge = core + 2 * halo
     # Corners of chips in the image with its margin; each reaches into the image itself.
-    starts = [range(0, size + 2 * core, core) for size in (height, width)]
+    starts = [range(0, size + 2 * (margin - halo), core) for size in (height, width)]
     corners = [
         (y, x)
         for y in starts[0]
@@ -148,13 +155,16 @@ def embed_image(
     for first in range(0, len(corners), tiling.batch):
         batch = corners[first : first + tiling.batch]
         chips = np.stack([fill_missing(image[:, y : y + edge, x : x + edge]) for y, x in batch])
-        features = encoder.embed(torch.from_numpy(chips), bands=bands, gsd=gsd).cpu().numpy()
-        for (y, x), tokens in zip(batch, features, strict=True):
+        stamps = None if seconds is None else torch.full((len(chips),), seconds)
+        tokens = encoder.embed(torch.from_numpy(chips), bands=bands, gsd=gsd, time=stamps)
+        features = tokens.cpu().numpy()
+        for (y, x), chip in zip(batch, features, strict=True):
             at = (slice(y // patch, (y + edge) // patch), slice(x // patch, (x + edge) // patch))
-            total[:, *at] += weight * tokens
+            total[:, *at] += weight * chip
             share[at] += weight
-    share = share[ring:-ring, ring:-ring]
-    out = total[:, ring:-ring, ring:-ring] / np.maximum(share, np.float32(1e-9))
+    rows, columns = (slice(ring, ring + size // patch) for size in (height, width))
+    share = share[rows, columns]
+    out = total[:, rows, columns] / np.maximum(share, np.float32(1e-9))
     out[:, missing | (share == 0)] = np.nan
     return out.astype(np.float32, copy=False)
 

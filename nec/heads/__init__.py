@@ -4,14 +4,25 @@ from pathlib import Path
 from typing import Any
 
 from nec.errors import HeadError
+from nec.heads.biomass import BiomassRegressor
 from nec.heads.classification import SceneClassifier
+from nec.heads.dissimilarity import DissimilarityIndex
 from nec.heads.maps import write_map
 from nec.heads.segmentation import Segmenter
 
-__all__ = ["SceneClassifier", "Segmenter", "load_head", "write_map"]
+__all__ = [
+    "BiomassRegressor",
+    "DissimilarityIndex",
+    "SceneClassifier",
+    "Segmenter",
+    "load_head",
+    "write_map",
+]
+
+Head = SceneClassifier | Segmenter | BiomassRegressor | DissimilarityIndex
 
 
-def load_head(path: str | Path) -> SceneClassifier | Segmenter:
+def load_head(path: str | Path) -> Head:
     """Read a head of whichever class from a safetensors file.
 
     Parameters
@@ -26,8 +37,9 @@ def load_head(path: str | Path) -> SceneClassifier | Segmenter:
     """
     from nec.heads.persistence import read_state
 
-    kinds: dict[Any, type[SceneClassifier | Segmenter]] = {
-        kind.__name__: kind for kind in (SceneClassifier, Segmenter)
+    kinds: dict[Any, type[Head]] = {
+        kind.__name__: kind
+        for kind in (SceneClassifier, Segmenter, BiomassRegressor, DissimilarityIndex)
     }
     name = read_state(path)[0].get("head")
     if name not in kinds:

@@ -8,8 +8,17 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
-from nec.heads.estimator import EmbeddingClassifier, check_basis, weight_of_codes
-from nec.heads.rules import LinearRule, NeighbourRule, Rows, Rule
+from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
+from nec.heads.estimator import along_samples, check_basis
+from nec.heads.rules import (
+    LinearRule,
+    NeighbourRule,
+    NetworkRule,
+    Rows,
+    Rule,
+    TemperedRule,
+    fitted_temperature,
+)
 from nec.heads.vectors import Origin, sample_labels, sample_rows
 
 
@@ -18,19 +27,34 @@ class SceneClassifier(EmbeddingClassifier):
 
     Parameters
     ----------
-    method : {"linear", "knn"}, default "linear"
-        Logistic regression over standardised bands, or a vote of the nearest vectors.
+    method : {"linear", "knn", "mlp"}, default "linear"
+        Logistic regression over standardised bands, a vote of the nearest vectors, or a
+        multilayer perceptron over standardised bands.
     C : float, default 1.0
         Inverse strength of the L2 penalty (linear).
     class_weight : dict, "balanced" or None, default None
-        As in scikit-learn's LogisticRegression (linear).
+        As in scikit-learn's LogisticRegression (linear, mlp).
     max_iter : int, default 1000
-        Limit of the L-BFGS iterations (linear).
+        Limit of the L-BFGS iterations (linear) or the epochs of Adam (mlp).
     n_neighbors : int, default 10
         How many vectors vote (knn).
     metric : {"cosine", "euclidean"}, default "cosine"
-        What is near (knn). Bands are not standardised: the basis is orthonormal, so both
-        metrics are those of the encoder's features.
+        What is near (knn). The basis is orthonormal, so both metrics are those of the encoder's
+        features while bands are not standardised.
+    standardize : bool, default False
+        Bring bands to zero mean and unit variance first (knn; the others always do).
+    hidden : tuple of int, default (64,)
+        Widths of the hidden layers (mlp).
+    alpha : float, default 1e-3
+        Strength of the L2 penalty (mlp).
+    pooling : {"mean", "mean_roughness"}, default "mean"
+        What an image is described by where its tokens are given (sample, band, y, x): their
+        mean; or mean and how much neighbours differ, which tells more, see
+        :func:`nec.heads.pooling.mean_and_roughness`. A head of the latter maps no scenes.
+    calibrate : bool, default False
+        Scale probabilities by a temperature fitted to held-out fifths of the training data.
+    random_state : int, default 0
+        Of the perceptron's start and of the fifths.
 
     Attributes
     ----------
@@ -55,6 +79,12 @@ class SceneClassifier(EmbeddingClassifier):
         max_iter: int = 1000,
         n_neighbors: int = 10,
         metric: str = "cosine",
+        standardize: bool = False,
+        hidden: tuple[int, ...] = (64,),
+        alpha: float = 1e-3,
+        pooling: str = "mean",
+        calibrate: bool = False,
+        random_state: int = 0,
     ) -> None:
         self.method = method
         self.C = C
@@ -62,6 +92,12 @@ class SceneClassifier(EmbeddingClassifier):
         self.max_iter = max_iter
         self.n_neighbors = n_neighbors
         self.metric = metric
+        self.standardize = standardize
+        self.hidden = hidden
+        self.alpha = alpha
+        self.pooling = pooling
+        self.calibrate = calibrate
+        self.random_state = random_state
 
     def fit(self, X: Any, y: Any) -> Self:
         """Learn from labelled samples.
@@ -85,7 +121,11 @@ class SceneClassifier(EmbeddingClassifier):
             Unknown method or metric, other dimensions, another number of labels, a single
             class, everything missing, or fewer vectors than neighbours.
         """
-        for name, allowed in (("method", ("linear", "knn")), ("metric", ("cosine", "euclidean"))):
+        for name, allowed in (
+            ("method", ("linear", "knn", "mlp")),
+            ("metric", ("cosine", "euclidean")),
+            ("pooling", ("mean", "mean_roughness")),
+        ):
             if getattr(self, name) not in allowed:
                 raise HeadError(
                     f"{name}={getattr(self, name)!r} is unknown", f"use one of {', '.join(allowed)}"
@@ -93,7 +133,7 @@ class SceneClassifier(EmbeddingClassifier):
         if isinstance(X, xr.Dataset):
             raise HeadError("got a Dataset", "pass one of its arrays: ds.scene_embedding")
         if isinstance(X, xr.DataArray):
-            return self._learn(sample_rows(X), sample_labels(X, y), Origin.of(X))
+            return self._learn(self._rows(X), sample_labels(X, y), Origin.of(X))
         return self._learn(X, np.asarray(y) if isinstance(y, xr.DataArray) else y, Origin.of(X))
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -118,32 +158,116 @@ class SceneClassifier(EmbeddingClassifier):
         return self._accuracy(self._checked(X), labels, sample_weight)
 
     def _rows(self, X: Any) -> Any:
-        return sample_rows(X) if isinstance(X, xr.DataArray) else X
+        if not isinstance(X, xr.DataArray):
+            return X
+        return sample_rows(X, roughness=self.pooling == "mean_roughness")
+
+    def _check_bands(self, X: xr.DataArray) -> None:
+        if self.pooling == "mean_roughness":
+            if "sample" not in X.dims:
+                raise HeadError(
+                    "the head was fitted on mean and roughness of images, and tokens have none",
+                    'to map scenes fit a head with pooling="mean"',
+                )
+            X = X.isel(band=np.arange(X.sizes["band"]).repeat(2))
+        super()._check_bands(X)
+
+    def predict_top_k(self, X: Any, k: int = 3) -> Any:
+        """Give each vector its `k` most probable classes, the best first.
+
+        Parameters
+        ----------
+        X : numpy.ndarray, table or xarray.DataArray
+            (n, d) rows or samples.
+        k : int, default 3
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            Rows: (n, k) labels. Samples: (sample, rank).
+
+        Raises
+        ------
+        HeadError
+            As for :meth:`predict`; `k` is no number of classes; `X` is a scene.
+        """
+        check_is_fitted(self)
+        if not 1 <= k <= self.classes_.size:
+            raise HeadError(f"k={k} of {self.classes_.size} classes", "ask for some of them")
+        if self._is_scene(X):
+            raise HeadError("top-k goes with rows and samples", "map a scene by predict_proba")
+        order = np.argsort(-self._row_probabilities(X), axis=1, kind="stable")[:, :k]
+        return along_samples(X, self.classes_[order], "label", {"rank": np.arange(1, k + 1)})
 
     def _make_rule(self, rows: Rows, codes: NDArray[np.intp], classes: NDArray[Any]) -> Rule:
+        rule = self._plain_rule(rows, codes, classes)
+        if not self.calibrate:
+            return rule
+        from sklearn.model_selection import StratifiedKFold
+
+        folds = int(min(5, np.bincount(codes).min()))
+        if folds < 2:
+            raise HeadError(
+                "calibrate=True needs two vectors of every class", "give more, or leave it out"
+            )
+        used = getattr(self, "n_iter_", None)
+        shares = np.empty((len(codes), classes.size))
+        splitter = StratifiedKFold(folds, shuffle=True, random_state=self.random_state)
+        for train, test in splitter.split(rows, codes):
+            part = self._plain_rule(rows[train], codes[train], classes)
+            shares[test] = part.probabilities(rows[test])
+        if used is not None:
+            self.n_iter_ = used
+        return TemperedRule(rule, fitted_temperature(shares, codes))
+
+    def _plain_rule(self, rows: Rows, codes: NDArray[np.intp], classes: NDArray[Any]) -> Rule:
         if self.method == "knn":
             if len(rows) < self.n_neighbors:
                 raise HeadError(
                     f"n_neighbors={self.n_neighbors} and n_samples = {len(rows)}",
                     "lower n_neighbors or give more labelled vectors",
                 )
-            return NeighbourRule.fit(rows, codes, n_neighbors=self.n_neighbors, metric=self.metric)
-        rule, self.n_iter_ = LinearRule.fit(
-            rows,
-            codes,
-            C=self.C,
-            max_iter=self.max_iter,
-            class_weight=weight_of_codes(self.class_weight, classes),
-        )
+            return NeighbourRule.fit(
+                rows,
+                codes,
+                n_neighbors=self.n_neighbors,
+                metric=self.metric,
+                standardize=self.standardize,
+            )
+        weight = weight_of_codes(self.class_weight, classes)
+        rule: Rule
+        if self.method == "mlp":
+            rule, self.n_iter_ = NetworkRule.fit(
+                rows,
+                codes,
+                hidden=tuple(self.hidden),
+                alpha=self.alpha,
+                max_iter=self.max_iter,
+                class_weight=weight,
+                seed=self.random_state,
+            )
+        else:
+            rule, self.n_iter_ = LinearRule.fit(
+                rows, codes, C=self.C, max_iter=self.max_iter, class_weight=weight
+            )
         return rule
 
     def _rule_of(self, tensors: dict[str, NDArray[Any]]) -> Rule:
+        tensors = dict(tensors)
+        temperature = tensors.pop("temperature", None)
+        count, features = self.classes_.size, self.n_features_in_
+        rule: Rule
         if self.method == "knn":
-            return NeighbourRule.of(
+            rule = NeighbourRule.of(
                 tensors,
-                self.classes_.size,
-                self.n_features_in_,
+                count,
+                features,
                 n_neighbors=self.n_neighbors,
                 metric=self.metric,
+                standardize=self.standardize,
             )
-        return LinearRule.of(tensors, self.classes_.size, self.n_features_in_)
+        elif self.method == "mlp":
+            rule = NetworkRule.of(tensors, count, features)
+        else:
+            rule = LinearRule.of(tensors, count, features)
+        return rule if temperature is None else TemperedRule(rule, float(temperature[0]))

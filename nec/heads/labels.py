@@ -145,6 +145,34 @@ class LabelRaster:
         ).reshape(*shape, classes.size)
         return classes[votes.argmax(axis=-1)], np.asarray(votes.any(axis=-1))
 
+    def means(self, rows: slice, columns: slice) -> NDArray[np.float64]:
+        """Numbers of a window of tokens: the mean where several pixels fall into one.
+
+        Parameters
+        ----------
+        rows, columns : slice
+            Token rows and columns, with start and stop.
+
+        Returns
+        -------
+        numpy.ndarray
+            (y, x) float64, NaN where a token has none.
+        """
+        if self.coarse:
+            values, valid = self._looked_up(rows, columns)
+            return np.where(valid, values, np.nan).astype(np.float64)
+        shape = (rows.stop - rows.start, columns.stop - columns.start)
+        inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
+        values = np.asarray(self.values[inside_y, inside_x], dtype=np.float64)
+        valid = self._valid(values)
+        row = self.rows[inside_y] - rows.start
+        column = self.columns[inside_x] - columns.start
+        token = (row[:, None] * shape[1] + column[None, :])[valid]
+        size = shape[0] * shape[1]
+        count = np.bincount(token, minlength=size)
+        total = np.bincount(token, weights=values[valid], minlength=size)
+        return np.where(count, total / np.maximum(count, 1), np.nan).reshape(shape)
+
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         row, column = self.rows[rows], self.columns[columns]
         shape = (row.size, column.size)

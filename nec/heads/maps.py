@@ -41,13 +41,7 @@ def class_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.
     mapped = _applied(
         embedding, _indices, options={"rule": rule}, core=[], dtype=np.int16, sizes={}
     )
-    mapped.attrs = {
-        "long_name": "class",
-        "flag_values": np.arange(classes.size, dtype=np.int16),
-        "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
-        **_origin(embedding),
-    }
-    return _georeferenced(mapped.rename("class_index"), embedding)
+    return georeferenced(described(mapped, classes, embedding, shares=False), embedding)
 
 
 def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.DataArray:
@@ -69,11 +63,26 @@ def probability_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) 
         embedding, _shares, options=options, core=["class"], dtype=np.float32, sizes=sizes
     )
     mapped = mapped.transpose(*("class" if dim == "band" else dim for dim in embedding.dims))
-    # Object arrays of strings would not be written by zarr.
-    names = classes.astype(str) if classes.dtype.kind == "O" else classes
-    mapped = mapped.assign_coords({"class": names})
-    mapped.attrs = {"long_name": "probability of the class", "units": "1", **_origin(embedding)}
-    return _georeferenced(mapped.rename("probability"), embedding)
+    return georeferenced(described(mapped, classes, embedding, shares=True), embedding)
+
+
+def described(
+    mapped: xr.DataArray, classes: NDArray[Any], embedding: xr.DataArray, *, shares: bool
+) -> xr.DataArray:
+    """Give a map its name and CF attributes: of class indices, or of probabilities."""
+    if shares:
+        # Object arrays of strings would not be written by zarr.
+        names = classes.astype(str) if classes.dtype.kind == "O" else classes
+        mapped = mapped.assign_coords({"class": names})
+        mapped.attrs = {"long_name": "probability of the class", "units": "1"}
+    else:
+        mapped.attrs = {
+            "long_name": "class",
+            "flag_values": np.arange(classes.size, dtype=np.int16),
+            "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
+        }
+    mapped.attrs |= _origin(embedding)
+    return mapped.rename("probability" if shares else "class_index")
 
 
 def _applied(
@@ -129,7 +138,7 @@ def _origin(embedding: xr.DataArray) -> dict[str, Any]:
     return {key: embedding.attrs[key] for key in ("nec_model",) if key in embedding.attrs}
 
 
-def _georeferenced(mapped: xr.DataArray, embedding: xr.DataArray) -> xr.DataArray:
+def georeferenced(mapped: xr.DataArray, embedding: xr.DataArray) -> xr.DataArray:
     """Keep the grid mapping, with the transform of this very grid (tokens, cells or a slice)."""
     name = grid_mapping_name(embedding)
     if name not in mapped.coords:
@@ -153,7 +162,7 @@ def write_map(
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Path:
-    """Write a class map as a cloud-optimised GeoTIFF with a colour table.
+    """Write a map as a cloud-optimised GeoTIFF: of classes with a colour table, or of numbers.
 
     A lazy map is computed and written chunk by chunk.
 
@@ -161,6 +170,7 @@ def write_map(
     ----------
     labels : xarray.DataArray
         Class indices (y, x) or (cell_y, cell_x) as a head's `predict` gives them; -1 is missing.
+        Or numbers of a regressor, NaN where missing.
     path : str or path
         The file to write; it appears when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
@@ -170,31 +180,35 @@ def write_map(
     -------
     pathlib.Path
         The file: uint8 with nodata 255 (uint16 with 65535 above 255 classes), and the class
-        names in the tags ``flag_values`` and ``flag_meanings`` of the band.
+        names in the tags ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32
+        with nodata NaN, and the units in the band's.
 
     Raises
     ------
     HeadError
-        No class map, no CRS, or not as many colours as classes.
+        No map, no CRS, or not as many colours as classes.
     """
     from rasterio.shutil import copy
 
     path = Path(path)
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
-    if not names or labels.dtype.kind not in "iu":
+    numbers = labels.dtype.kind == "f" and "band" not in labels.dims
+    if not numbers and (not names or labels.dtype.kind not in "iu"):
         raise HeadError(
             f"array {str(labels.name)!r} ({labels.dtype}) is no class map",
             "pass what a head's predict() gives for a scene",
         )
-    table = _colours(len(names)) if colours is None else list(colours)
+    names = [] if numbers else names
+    table = class_colours(len(names)) if colours is None else list(colours)
     if len(table) != len(names):
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
     # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
         _write_plain(labels, plain, names, table)
-        copy(plain, finished, driver="COG", compress="deflate", overview_resampling="mode")
+        resampling = "average" if numbers else "mode"
+        copy(plain, finished, driver="COG", compress="deflate", overview_resampling=resampling)
         finished.replace(path)
     return path
 
@@ -202,13 +216,14 @@ def write_map(
 class _Band:
     """The one band of an open raster, as something to assign windows to."""
 
-    def __init__(self, raster: Any, nodata: int) -> None:
+    def __init__(self, raster: Any, nodata: float) -> None:
         self.raster, self.nodata = raster, nodata
 
     def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
-        codes = np.where(values < 0, self.nodata, values).astype(self.raster.dtypes[0])
+        missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
+        codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
         self.raster.write(codes, 1, window=Window.from_slices(*window))
 
 
@@ -226,24 +241,30 @@ def _write_plain(
     if crs is None:
         raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
     data = labels.transpose(*dims).data
-    small = len(names) <= 255
+    dtype, nodata = ("uint8", 255.0) if len(names) <= 255 else ("uint16", 65535.0)
+    if not names:
+        dtype, nodata = "float32", np.nan
     profile = {
         "driver": "GTiff",
         "height": data.shape[0],
         "width": data.shape[1],
         "count": 1,
-        "dtype": "uint8" if small else "uint16",
-        "nodata": 255 if small else 65535,
+        "dtype": dtype,
+        "nodata": nodata,
         "crs": crs,
         "transform": Affine.from_gdal(*Lattice.of(labels).transform),
         "tiled": True,
         "compress": "deflate",
     }
     with rasterio.open(path, "w", **profile) as raster:
-        raster.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(table)})
-        values = " ".join(map(str, range(len(names))))
-        raster.update_tags(1, flag_values=values, flag_meanings=" ".join(names))
-        band = _Band(raster, profile["nodata"])
+        if names:
+            raster.write_colormap(1, {i: (*colour, 255) for i, colour in enumerate(table)})
+            values = " ".join(map(str, range(len(names))))
+            raster.update_tags(1, flag_values=values, flag_meanings=" ".join(names))
+        else:
+            raster.set_band_description(1, str(labels.attrs.get("long_name", labels.name)))
+            raster.set_band_unit(1, str(labels.attrs.get("units", "")))
+        band = _Band(raster, nodata)
         if labels.chunks is None:
             band[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
         else:
@@ -252,7 +273,7 @@ def _write_plain(
             store(data, band, lock=threading.Lock())  # type: ignore[arg-type]
 
 
-def _colours(count: int) -> list[tuple[int, int, int]]:
+def class_colours(count: int) -> list[tuple[int, int, int]]:
     """Colours that differ: steps of the golden angle around the hue, in three lightnesses."""
     table = []
     for i in range(count):

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from nec.errors import HeadError
 
 if TYPE_CHECKING:
-    from nec.heads.estimator import EmbeddingClassifier
+    from nec.heads.estimator import EmbeddingHead
 
 FORMAT_VERSION = 1
 KEY = "nec_head"
 
-Head = TypeVar("Head", bound="EmbeddingClassifier")
+Head = TypeVar("Head", bound="EmbeddingHead")
 
 
-def save_state(head: "EmbeddingClassifier", path: str | Path) -> Path:
+def save_state(head: "EmbeddingHead", path: str | Path) -> Path:
     """Write a fitted head, atomically.
 
     Raises
@@ -32,20 +32,20 @@ def save_state(head: "EmbeddingClassifier", path: str | Path) -> Path:
 
     path = Path(path)
     names = getattr(head, "feature_names_in_", None)
+    learned, arrays = head._learned()
     state = {
         "version": FORMAT_VERSION,
         "head": type(head).__name__,
         "parameters": {name: _plain(value) for name, value in head.get_params().items()},
-        "classes": _plain(head.classes_.tolist()),
-        "classes_dtype": head.classes_.dtype.str,
         "n_features": head.n_features_in_,
         "feature_names": None if names is None else names.tolist(),
         "basis": head.basis_,
         "model": head.model_,
+        **{name: _plain(value) for name, value in learned.items()},
     }
     # One key, because the order of several in the header is not fixed.
     header = {KEY: json.dumps(state, sort_keys=True)}
-    tensors = {name: np.ascontiguousarray(a) for name, a in head.rule_.tensors().items()}
+    tensors = {name: np.ascontiguousarray(a) for name, a in arrays.items()}
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -108,12 +108,11 @@ def load_state(kind: type[Head], path: str | Path) -> Head:
         )
     try:
         head: Head = kind(**{name: _value(value) for name, value in state["parameters"].items()})
-        head.classes_ = np.array(state["classes"], dtype=np.dtype(state["classes_dtype"]))
         head.n_features_in_ = int(state["n_features"])
         if state["feature_names"] is not None:
             head.feature_names_in_ = np.array(state["feature_names"], dtype=object)
         head.basis_, head.model_ = state["basis"], state["model"]
-        head.rule_ = head._rule_of(tensors)
+        head._restore(state, tensors)
     except HeadError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -135,4 +134,6 @@ def _plain(value: Any) -> Any:
 
 
 def _value(value: Any) -> Any:
-    return dict(value["pairs"]) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return dict(value["pairs"])
+    return tuple(value) if isinstance(value, list) else value

@@ -1,6 +1,6 @@
-"""Segmentation: a label for every token, learned from maps or points."""
+"""Segmentation: a label for every token or pixel, learned from maps or points."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -9,17 +9,25 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
-from nec.heads.estimator import EmbeddingClassifier, check_basis, weight_of_codes
+from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
+from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, Rows, Rule
-from nec.heads.vectors import Origin, labelled_rows
+from nec.heads.vectors import Origin, labelled_rows, scene_pairs
 from nec.sampling import without_time
+
+DECODERS = ("linear", "conv", "fpn")
+WINDOW = 32  # edge of the windows that networks learn from, tokens; even in the pyramid
 
 
 class Segmenter(EmbeddingClassifier):
-    """Label every token of a scene by its embedding: logistic regression.
+    """Label every token, or every pixel, of a scene by its embedding.
 
     Parameters
     ----------
+    decoder : {"linear", "conv", "fpn"}, default "linear"
+        Logistic regression of each token; or a convolutional network that labels pixels:
+        two 3 x 3 convolutions, or a small feature pyramid that sees 12 tokens around. Networks
+        need torch, and scenes to learn from; ``C`` and ``max_iter`` are of no effect on them.
     C : float, default 1.0
         Inverse strength of the L2 penalty.
     class_weight : dict, "balanced" or None, default None
@@ -29,6 +37,19 @@ class Segmenter(EmbeddingClassifier):
     ignore_index : int, str or None, default -1
         The label that means "no label"; None where every value is one. NaN never is a label,
         nor is the nodata value of a label raster.
+    upsampling : int, default 4
+        Pixels a token along each side, of networks.
+    width : int, default 64
+        Channels of networks.
+    steps, batch_size, learning_rate
+        Training of networks.
+    max_samples : int or None, default 200_000
+        Tokens that the linear decoder learns from or is scored on, about; of more labels a random
+        part, so that scenes larger than memory can be learned from. None for all.
+    max_windows : int, default 256
+        Windows of 32 x 32 tokens that networks learn from, at most; of more a random part.
+    random_state : int, default 0
+        Seed of networks.
 
     Attributes
     ----------
@@ -39,25 +60,51 @@ class Segmenter(EmbeddingClassifier):
     rule_ : Rule
         What was learned, as plain arrays.
     n_iter_ : int
-        Iterations used.
+        Iterations, or steps, used.
     """
 
     n_iter_: int
+    rule_: Any
 
     def __init__(
         self,
         *,
+        decoder: str = "linear",
         C: float = 1.0,
         class_weight: Any = None,
         max_iter: int = 1000,
         ignore_index: Any = -1,
+        upsampling: int = 4,
+        width: int = 64,
+        steps: int = 300,
+        batch_size: int = 8,
+        learning_rate: float = 2e-3,
+        max_samples: int | None = 200_000,
+        max_windows: int = 256,
+        random_state: int = 0,
     ) -> None:
+        self.decoder = decoder
         self.C = C
         self.class_weight = class_weight
         self.max_iter = max_iter
         self.ignore_index = ignore_index
+        self.upsampling = upsampling
+        self.width = width
+        self.steps = steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_samples = max_samples
+        self.max_windows = max_windows
+        self.random_state = random_state
 
-    def fit(self, X: Any, y: Any) -> Self:
+    @property
+    def n_parameters_(self) -> int:
+        """Trained parameters."""
+        check_is_fitted(self)
+        fixed = ("mean", "spread")
+        return sum(a.size for name, a in self.rule_.tensors().items() if name not in fixed)
+
+    def fit(self, X: Any, y: Any, *, progress: Callable[[int, int], None] | None = None) -> Self:
         """Learn from labelled tokens.
 
         Parameters
@@ -69,7 +116,10 @@ class Segmenter(EmbeddingClassifier):
             Labels (y, x). With a CRS on both sides they are matched by coordinate: a token
             takes the majority of the label pixels whose centres lie in it (ties: the smallest
             label), or, where label pixels are larger, the one its centre lies in. Else
-            by shape: that of the tokens, or an integer multiple of it. Or (n,) labels.
+            by shape: that of the tokens, or an integer multiple of it. Or (n,) labels. For
+            networks, pixels take the place of tokens in all of this.
+        progress : callable, optional
+            Called with (steps done, steps in all) while a network trains.
 
         Returns
         -------
@@ -82,14 +132,44 @@ class Segmenter(EmbeddingClassifier):
             Labels that do not fit the embedding in shape, CRS or extent; a single class;
             everything missing; embeddings of several bases.
         """
-        scenes = _scenes(X, y)
+        if self.decoder not in DECODERS:
+            raise HeadError(
+                f"decoder={self.decoder!r} is unknown", f"use one of {', '.join(DECODERS)}"
+            )
+        scenes = scene_pairs(X, y)
+        if scenes is None and self.decoder != "linear":
+            raise HeadError(
+                f"decoder={self.decoder!r} sees neighbours, and rows (n, d) have none",
+                'pass scenes (band, y, x), or take decoder="linear"',
+            )
         if scenes is None:
             return self._learn(X, y, Origin.of(X))
         origins = [Origin.of(embedding) for embedding, _ in scenes]
         for origin in origins[1:]:
             check_basis(origins[0].basis, origin.basis)
+        if self.decoder != "linear":
+            return self._train(scenes, origins[0], progress)
         rows, labels = self._labelled(scenes)
         return self._learn(rows, labels, origins[0])
+
+    def predict(self, X: Any) -> Any:
+        """Give each vector, or each pixel of a scene, its most probable class.
+
+        As :meth:`SceneClassifier.predict`; a network gives scenes in pixels, ``upsampling``
+        times as many as tokens along each side.
+        """
+        check_is_fitted(self)
+        return super().predict(X) if self.decoder == "linear" else self._pixels(X, shares=False)
+
+    def predict_proba(self, X: Any) -> Any:
+        """Give each vector, or each pixel of a scene, the probability of every class.
+
+        As :meth:`SceneClassifier.predict_proba`, in the pixels of :meth:`predict`.
+        """
+        check_is_fitted(self)
+        if self.decoder == "linear":
+            return super().predict_proba(X)
+        return self._pixels(X, shares=True)
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Accuracy over the labelled tokens.
@@ -107,7 +187,7 @@ class Segmenter(EmbeddingClassifier):
             Share of right labels among the tokens or rows that have a label and no NaN.
         """
         check_is_fitted(self)
-        scenes = _scenes(X, y)
+        scenes = scene_pairs(X, y)
         if scenes is None:
             check_basis(self.basis_, Origin.of(X).basis)
             return self._accuracy(self._checked(X), np.asarray(y), sample_weight)
@@ -115,11 +195,120 @@ class Segmenter(EmbeddingClassifier):
             raise HeadError("sample_weight goes with (n, d) vectors only", "leave it out")
         for embedding, _ in scenes:
             self._is_scene(embedding)
+        if self.decoder != "linear":
+            return self._pixel_accuracy(scenes)
         return self._accuracy(*self._labelled(scenes))
 
+    def _train(
+        self,
+        scenes: list[tuple[xr.DataArray, Any]],
+        origin: Origin,
+        progress: Callable[[int, int], None] | None,
+    ) -> Self:
+        import torch
+        from sklearn.utils.class_weight import compute_class_weight
+
+        from nec.heads.decoders import MARGINS, make_decoder
+        from nec.heads.pixels import DecoderRule, labelled_windows
+        from nec.heads.training import Standard, train_decoder
+
+        labelled = self._pixel_scenes(scenes)
+        windows, classes = labelled_windows(
+            labelled,
+            margin=MARGINS[self.decoder],
+            edge=WINDOW,
+            most=self.max_windows,
+            seed=self.random_state,
+        )
+        if classes.size < 2:
+            raise HeadError(f"labels of 1 class: {classes.tolist()}", "give two classes at least")
+        weights = None
+        if self.class_weight is not None:
+            codes = np.concatenate([w.codes[w.codes >= 0] for w in windows])
+            weight = weight_of_codes(self.class_weight, classes)
+            if isinstance(weight, dict):
+                weight = {code: weight.get(code, 1.0) for code in range(classes.size)}
+            weights = compute_class_weight(weight, classes=np.arange(classes.size), y=codes)
+            weights = weights.astype(np.float32)
+        self.n_features_in_ = labelled[0].embedding.sizes["band"]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            network = make_decoder(
+                self.decoder,
+                self.n_features_in_,
+                classes.size,
+                width=self.width,
+                scale=self.upsampling,
+            )
+        standard = Standard.of(windows)
+        losses = train_decoder(
+            network,
+            windows,
+            standard,
+            scale=self.upsampling,
+            weights=weights,
+            steps=self.steps,
+            batch=self.batch_size,
+            learning_rate=self.learning_rate,
+            seed=self.random_state,
+            progress=progress,
+        )
+        self.n_iter_ = len(losses)
+        self.rule_ = DecoderRule(network, standard, MARGINS[self.decoder], self.upsampling)
+        self.classes_ = classes
+        self.basis_, self.model_ = origin.basis, origin.model
+        return self
+
+    def _pixel_scenes(self, scenes: list[tuple[xr.DataArray, Any]]) -> list[Any]:
+        from nec.heads.pixels import PixelScene
+
+        laid = [
+            PixelScene.of(
+                without_time(embedding),
+                labels,
+                scale=self.upsampling,
+                ignore_index=self.ignore_index,
+            )
+            for embedding, labels in scenes
+        ]
+        if len({scene.embedding.sizes["band"] for scene in laid}) > 1:
+            raise HeadError("the embeddings differ in their number of bands", "take the same bands")
+        return laid
+
+    def _pixels(self, X: Any, *, shares: bool) -> xr.DataArray:
+        from nec.heads.pixels import pixel_map
+
+        if not isinstance(X, xr.DataArray):
+            raise HeadError(
+                f"decoder={self.decoder!r} maps scenes", "pass a DataArray (band, y, x)"
+            )
+        self._is_scene(X)
+        return pixel_map(self.rule_, self.classes_, without_time(X), shares=shares)
+
+    def _pixel_accuracy(self, scenes: list[tuple[xr.DataArray, Any]]) -> float:
+        from nec.heads.windows import read_window
+
+        right = total = 0
+        for scene in self._pixel_scenes(scenes):
+            height, width = scene.embedding.shape[1:]
+            for rows, columns, values, valid in scene.windows(8 * WINDOW):
+                y = slice(rows.start, min(rows.stop, height))
+                x = slice(columns.start, min(columns.stop, width))
+                block = read_window(scene.embedding, y, x, self.rule_.margin)
+                found = self.rule_.classes(block)
+                keep = valid & (found >= 0)
+                right += int((self.classes_[found[keep]] == values[keep]).sum())
+                total += int(keep.sum())
+        if not total:
+            raise HeadError("no pixel has both a label and data", "choose an area that has data")
+        return right / total
+
     def _labelled(self, scenes: list[tuple[xr.DataArray, Any]]) -> tuple[Rows, NDArray[Any]]:
+        most = None if self.max_samples is None else max(1, self.max_samples // len(scenes))
         parts = [
-            labelled_rows(without_time(embedding), labels, ignore_index=self.ignore_index)
+            labelled_rows(
+                without_time(embedding), labels, ignore_index=self.ignore_index, most=most
+            )
             for embedding, labels in scenes
         ]
         if len({rows.shape[1] for rows, _ in parts}) > 1:
@@ -147,18 +336,16 @@ class Segmenter(EmbeddingClassifier):
         )
         return rule
 
-    def _rule_of(self, tensors: dict[str, NDArray[Any]]) -> Rule:
+    def _rule_of(self, tensors: dict[str, NDArray[Any]]) -> Any:
+        if self.decoder != "linear":
+            from nec.heads.pixels import DecoderRule
+
+            return DecoderRule.of(
+                tensors,
+                self.decoder,
+                self.n_features_in_,
+                self.classes_.size,
+                width=self.width,
+                scale=self.upsampling,
+            )
         return LinearRule.of(tensors, self.classes_.size, self.n_features_in_)
-
-
-def _scenes(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
-    """Pairs of embedding and labels; None where `X` is rows."""
-    if isinstance(X, xr.Dataset):
-        raise HeadError("got a Dataset", "pass one of its arrays: ds.embedding")
-    if isinstance(X, xr.DataArray):
-        return [(X, y)]
-    if isinstance(X, Sequence) and X and isinstance(X[0], xr.DataArray):
-        if not isinstance(y, Sequence) or len(X) != len(y):
-            raise HeadError(f"{len(X)} embeddings", "pass a list of as many label maps")
-        return list(zip(X, y, strict=True))
-    return None

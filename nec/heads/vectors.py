@@ -1,7 +1,7 @@
 """Rows of vectors from labelled arrays: what a head is fitted on."""
 
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nec.errors import HeadError
 from nec.heads.labels import LabelRaster
+from nec.heads.pooling import mean_and_roughness
 from nec.heads.rules import Rows
 
 logger = logging.getLogger(__name__)
@@ -41,18 +42,21 @@ class Origin:
         return cls(None if basis is None else str(basis), None if model is None else str(model))
 
 
-def sample_rows(array: xr.DataArray) -> Rows:
+def sample_rows(array: xr.DataArray, *, roughness: bool = False) -> Rows:
     """One vector for each sample: the mean over its cells or tokens that are not missing.
 
     Parameters
     ----------
     array : xarray.DataArray
         (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x), eager or lazy.
+    roughness : bool
+        How much neighbours differ, behind it; needs a place. See
+        :func:`nec.heads.pooling.mean_and_roughness`.
 
     Returns
     -------
     numpy.ndarray
-        (sample, band); NaN for a sample of which everything is missing.
+        (sample, band), or twice as many; NaN for a sample of which everything is missing.
 
     Raises
     ------
@@ -70,8 +74,25 @@ def sample_rows(array: xr.DataArray) -> Rows:
             "pass (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x); "
             "to learn from a map of labels use Segmenter",
         )
-    vectors = array.mean(place, skipna=True) if place else array
-    rows: Rows = vectors.transpose("sample", "band").values
+    if roughness and not place:
+        raise HeadError(
+            'pooling="mean_roughness" needs tokens, and the array is pooled already',
+            "pass ds.embedding (sample, band, y, x)",
+        )
+    if roughness:
+        inside = ["band", *place]
+        pooled = xr.apply_ufunc(
+            mean_and_roughness,
+            array if array.chunks is None else array.chunk(dict.fromkeys(inside, -1)),
+            input_core_dims=[inside],
+            output_core_dims=[["feature"]],
+            dask="parallelized",
+            dask_gufunc_kwargs={"output_sizes": {"feature": 2 * array.sizes["band"]}},
+            output_dtypes=[np.float32],
+        )
+    else:
+        pooled = (array.mean(place, skipna=True) if place else array).transpose("sample", "band")
+    rows: Rows = pooled.values
     return rows
 
 
@@ -102,8 +123,25 @@ def plain_labels(labels: Any) -> NDArray[Any]:
     return np.array(values.tolist()) if values.dtype.kind == "T" else values
 
 
+def scene_pairs(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
+    """Pairs of embedding and labels; None where `X` is rows."""
+    if isinstance(X, xr.Dataset):
+        raise HeadError("got a Dataset", "pass one of its arrays: ds.embedding")
+    if isinstance(X, xr.DataArray):
+        return [(X, y)]
+    if isinstance(X, Sequence) and X and isinstance(X[0], xr.DataArray):
+        if not isinstance(y, Sequence) or len(X) != len(y):
+            raise HeadError(f"{len(X)} embeddings", "pass a list of as many label maps")
+        return list(zip(X, y, strict=True))
+    return None
+
+
 def labelled_rows(
-    embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], *, ignore_index: Any
+    embedding: xr.DataArray,
+    labels: xr.DataArray | NDArray[Any],
+    *,
+    ignore_index: Any,
+    most: int | None = None,
 ) -> tuple[Rows, NDArray[Any]]:
     """Vectors and labels of the tokens that have both.
 
@@ -118,6 +156,8 @@ def labelled_rows(
         (y, x) of tokens or pixels; see :meth:`nec.heads.labels.LabelRaster.over`.
     ignore_index : int, str or None
         The value that means "no label".
+    most : int, optional
+        Tokens to take, about; of more labels a random part.
 
     Returns
     -------
@@ -132,14 +172,23 @@ def labelled_rows(
     embedding = embedding.transpose("band", "y", "x")
     raster = LabelRaster.over(embedding, labels, ignore_index=ignore_index)
     lazy = embedding.chunks is not None
+    windows = [(r, c) for r in _windows(embedding, "y") for c in _windows(embedding, "x")]
+    share = 1.0
+    if most is not None and embedding.sizes["y"] * embedding.sizes["x"] > most:
+        there = sum(int(raster.window(*window)[1].sum()) for window in windows)
+        share = min(1.0, most / max(there, 1))
+        if share < 1:
+            logger.warning("%d tokens have a label: learning from about %d", there, most)
+    rng = np.random.default_rng(0)
     parts, found = [], []
-    for rows in _windows(embedding, "y"):
-        for columns in _windows(embedding, "x"):
-            values, valid = raster.window(rows, columns)
-            if valid.any():
-                block = embedding.data[:, rows, columns]
-                parts.append(_later(block, valid) if lazy else _taken(block, valid))
-                found.append(values[valid])
+    for rows, columns in windows:
+        values, valid = raster.window(rows, columns)
+        if share < 1:
+            valid = valid & (rng.random(valid.shape) < share)
+        if valid.any():
+            block = embedding.data[:, rows, columns]
+            parts.append(_later(block, valid) if lazy else _taken(block, valid))
+            found.append(values[valid])
     if not parts:
         raise HeadError(
             "no token has a label", f"check the labels and ignore_index={ignore_index!r}"

@@ -1,6 +1,22 @@
 """Production: sources to stores. The rooms to the left, put to work."""
 
+from nec.production.archiving import ArchiveReport, encode_archive
 from nec.production.encoding import embed, encode
+from nec.production.journal import Progress
 from nec.production.measures import EncodeReport
+from nec.production.sampling import sample_features
+from nec.production.scenes import SceneEntry, find_scenes
+from nec.production.work import Retries
 
-__all__ = ["EncodeReport", "embed", "encode"]
+__all__ = [
+    "ArchiveReport",
+    "EncodeReport",
+    "Progress",
+    "Retries",
+    "SceneEntry",
+    "embed",
+    "encode",
+    "encode_archive",
+    "find_scenes",
+    "sample_features",
+]

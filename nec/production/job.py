@@ -1,25 +1,34 @@
 """A job: one source to one store; how the features of each task are made."""
 
 import hashlib
+import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
-from nec.archive import Layout, Task, TokenGrid
+from nec.archive import Layout, StoreWriter, TokenGrid
+from nec.codec import NecCodec
 from nec.compressor import Compressor
-from nec.encoders.tiling import Tiling, embed_image, fill_missing, missing_tokens
+from nec.encoders.tiling import Tiling
 from nec.errors import CompressorError, ModelError, SceneError
-from nec.model import Model
-from nec.scene import ImageCollection, Scene
+from nec.model import Model, load_model
+from nec.production.features import (
+    CELL,
+    ArrayFeatures,
+    CollectionFeatures,
+    FeatureSource,
+    SceneFeatures,
+)
+from nec.scene import ImageCollection, Scene, is_collection, open_scene
 
 log = logging.getLogger(__name__)
 
-CELL = 16  # tokens along the edge of a chip that `scene_embedding` pools
 INSTALL_HINT = "pip install nec, then xarray.open_zarr(store)"
 
 
@@ -31,44 +40,111 @@ class Job:
     compressor: Compressor
     attributes: dict[str, Any]
     fingerprint: dict[str, Any]
-    # Features (dim, y, x) or (sample, dim, y, x) of a task, NaN where missing.
-    features: Callable[[Task], NDArray[np.float32]]
-    pooled: Callable[[NDArray[np.float32]], NDArray[np.float32]]
+    source: FeatureSource
     # Edge of a chip in tokens where an image is cut into chips, to measure seams.
     tokens_per_chip: int | None = None
     encodes: bool = True
 
+    @cached_property
+    def fingerprint_digest(self) -> str:
+        """SHA-256 of the fingerprint: names the run."""
+        text = json.dumps(self.fingerprint, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
-def scene_job(
-    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
+    def writer(self, store: Path) -> StoreWriter:
+        """Create the job's store, or open what an earlier run left of it; see `StoreWriter`."""
+        return StoreWriter.create_or_resume(
+            store,
+            self.layout,
+            codec=NecCodec(self.compressor.coding),
+            scene_codec=NecCodec(self.compressor.scene_coding),
+            attributes=self.attributes,
+            basis=np.ascontiguousarray(self.compressor.basis.T),
+            fingerprint=self.fingerprint_digest,
+        )
+
+
+def job_of(
+    source: Any,
+    *,
+    model: str | Path | Model | Compressor,
+    rate: str | float = "medium",
+    min_cosine: float | None = None,
+    tiling: Tiling | None = None,
+    **options: Any,
 ) -> Job:
-    """Return the job of a scene: shards of its token grid, read and embedded by window."""
-    encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
-    patch = encoder.patch_size
+    """Return the job of a source, whatever it is; see `nec.encode` for the parameters.
+
+    Raises
+    ------
+    SceneError, CompressorError
+        If an option does not go with the kind of source, among others.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    if tiling is not None:
+        given["tiling"] = tiling
+
+    def only(kind: str, *names: str) -> dict[str, Any]:
+        """Return the options of a kind of source; refuse the others rather than drop them."""
+        if others := [name for name in given if name not in names]:
+            raise SceneError(f"{kind} takes no {others[0]}=", "leave it out")
+        return {name: given[name] for name in names if name in given and name != "tiling"}
+
+    if isinstance(model, Compressor):
+        if rate != "medium":
+            raise CompressorError("a Compressor has one rate", "leave out rate=")
+        only("an embedding array")
+        return embedding_job(source, model.guarded(min_cosine))
+    model = model if isinstance(model, Model) else load_model(model)
+    if is_collection(source):
+        kept = only("an image collection", "bands", "gsd", "scale", "offset")
+        return collection_job(ImageCollection.open(source, **kept), model, rate, min_cosine)
+    if isinstance(source, Scene):
+        only("an open scene", "tiling")
+        return scene_job(source, model, rate, tiling or model.tiling, min_cosine)
+    names = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
+    scene = open_scene(source, **only("a scene", *names, "tiling"))
+    return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
+
+
+def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
+    """Return where the features of a scene's tasks come from: its grid, and the bands it takes.
+
+    Raises
+    ------
+    SceneError, ModelError
+        If the scene has no band that the model takes, or chips do not fit cells.
+    """
+    patch = model.encoder.patch_size
     if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
             f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not fit cells of "
             f"{CELL * patch} and patches of {patch}",
             "choose a core that divides a cell and, like the halo, is a multiple of a patch",
         )
-    bands = _usable_bands(scene.name, scene.bands, model)
-    scene = scene.select(bands)
+    scene = scene.select(_usable_bands(scene.name, scene.bands, model))
     grid = TokenGrid.around(scene.geobox, patch=patch, cell=CELL)
-    attributes = _own_attributes(model, compressor, rate, bands) | {
+    return SceneFeatures(scene, model, grid, tiling, scene.versions())
+
+
+def scene_job(
+    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
+) -> Job:
+    """Return the job of a scene: shards of its token grid, read and embedded by window."""
+    compressor = model.compressor(rate).guarded(min_cosine)
+    source = scene_source(scene, model, tiling)
+    scene, grid = source.scene, source.grid
+    attributes = _own_attributes(model, compressor, rate, scene.bands) | {
         "sources": list(scene.sources),
         "gsd": round(scene.gsd, 4),
         "scaling": asdict(scene.scaling),
         "tiling": {"core": tiling.core, "halo": tiling.halo},
     }
-
-    def features(task: Task) -> NDArray[np.float32]:
-        image = scene.read(*grid.pixel_window(task, tiling.margin))
-        return embed_image(encoder, image, bands=bands, gsd=scene.gsd, tiling=tiling)
-
     return Job(
         layout=Layout.of_scene(grid, bands=compressor.basis.shape[1], time=scene.time),
         compressor=compressor,
         attributes={"nec": attributes},
+        # Versions were taken before the digest: a change after it is noticed.
         fingerprint=attributes
         | {
             "source_digest": scene.digest(),
@@ -76,9 +152,8 @@ def scene_job(
             "batch": tiling.batch,
             "time": str(scene.time),
         },
-        features=features,
-        pooled=_pool_cells,
-        tokens_per_chip=tiling.core // patch,
+        source=source,
+        tokens_per_chip=tiling.core // grid.patch,
     )
 
 
@@ -95,7 +170,6 @@ def collection_job(
             "crop or pad them",
         )
     bands = _usable_bands(collection.name, collection.bands, model)
-    which = [collection.bands.index(b) for b in bands]
     attributes = _own_attributes(model, compressor, rate, bands) | {
         "sources": [collection.name],
         "gsd": collection.gsd,
@@ -110,29 +184,6 @@ def collection_job(
     assert layout.embedding is not None
     assert layout.embedding.shard is not None
     shard, batch = layout.embedding.shard[0], Tiling().batch
-
-    def features(task: Task) -> NDArray[np.float32]:
-        import torch
-
-        first = task.row * shard
-        last = min(first + shard, len(collection))
-        out = np.empty((last - first, encoder.dim, height // patch, width // patch), np.float32)
-        for at in range(first, last, batch):
-            images = collection.read(at, min(at + batch, last))[:, which]
-            filled = np.stack([fill_missing(image) for image in images])
-            missing = missing_tokens(images, patch)
-            filled = np.nan_to_num(filled)  # an image of nothing but nodata
-            tokens = encoder.embed(torch.from_numpy(filled), bands=bands, gsd=collection.gsd)
-            part = tokens.cpu().numpy()
-            part[np.broadcast_to(missing[:, None], part.shape)] = np.nan
-            out[at - first : at - first + len(part)] = part
-        return out
-
-    def pooled(values: NDArray[np.float32]) -> NDArray[np.float32]:
-        count = (~np.isnan(values)).sum((2, 3))
-        mean = np.nansum(values, axis=(2, 3)) / np.maximum(count, 1)
-        return np.where(count > 0, mean, np.nan).astype(np.float32)
-
     return Job(
         layout=layout,
         compressor=compressor,
@@ -144,8 +195,7 @@ def collection_job(
             "compressor": compressor.digest,
             "batch": batch,
         },
-        features=features,
-        pooled=pooled,
+        source=CollectionFeatures(collection, model, bands, shard, batch),
     )
 
 
@@ -174,7 +224,7 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         )
     grid = TokenGrid.around(geobox, patch=1, cell=CELL)
     array = source.transpose("band", "y", "x")
-    height, width = grid.scene_shape
+    height, _ = grid.scene_shape
     attributes = {
         "model": str(source.attrs.get("model", source.name or "unknown")),
         "basis": compressor.basis_hash,
@@ -182,23 +232,6 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         **_promise(compressor),
         "install": INSTALL_HINT,
     }
-
-    def features(task: Task) -> NDArray[np.float32]:
-        rows, columns = grid.pixel_window(task)
-        out = np.full(
-            (source.sizes["band"], rows.stop - rows.start, columns.stop - columns.start),
-            np.nan,
-            np.float32,
-        )
-        y, x = (
-            slice(max(w.start, 0), min(w.stop, size))
-            for w, size in ((rows, height), (columns, width))
-        )
-        if y.stop > y.start and x.stop > x.start:
-            part = array.isel(y=y, x=x).to_numpy()
-            at = (y.start - rows.start, x.start - columns.start)
-            out[:, at[0] : at[0] + part.shape[1], at[1] : at[1] + part.shape[2]] = part
-        return out
 
     content = hashlib.sha256()
     for row in range(0, height, 256):  # a lazy array need not fit into memory
@@ -210,16 +243,20 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         attributes={"nec": attributes},
         fingerprint=attributes
         | {"source_digest": content.hexdigest(), "compressor": compressor.digest},
-        features=features,
-        pooled=_pool_cells,
+        source=ArrayFeatures(array, grid),
         encodes=False,
     )
 
 
 def _usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Return the bands that the model takes; nir and nir08 serve each other, nir08 first."""
-    near_infrared = "nir08" if "nir08" in bands else "nir"
-    wanted = [near_infrared if b in ("nir", "nir08") else b for b in model.encoder.bands]
+    """Return the bands that the model takes.
+
+    Where it takes one of nir and nir08, they serve each other, nir08 first.
+    """
+    wanted = list(model.encoder.bands)
+    if not {"nir", "nir08"} <= set(wanted):
+        near_infrared = "nir08" if "nir08" in bands else "nir"
+        wanted = [near_infrared if b in ("nir", "nir08") else b for b in wanted]
     chosen = tuple(dict.fromkeys(b for b in wanted if b in bands))
     if not chosen:
         raise SceneError(
@@ -244,7 +281,7 @@ def _own_attributes(
         "precision": model.precision,
         "basis": compressor.basis_hash,
         "space": "klt",
-        "rate": rate,
+        "rate": Path(rate).name if isinstance(rate, str) else rate,
         "bands": list(bands),
         **({"substituted": substituted} if substituted else {}),
         **_promise(compressor),
@@ -258,12 +295,3 @@ def _promise(compressor: Compressor) -> dict[str, Any]:
     if compressor.coding.min_cosine > 0:
         promise["min_cosine"] = compressor.coding.min_cosine
     return promise
-
-
-def _pool_cells(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of the valid tokens of each cell, (dim, y / CELL, x / CELL)."""
-    dim, h, w = features.shape
-    cut = features.reshape(dim, h // CELL, CELL, w // CELL, CELL)
-    count = (~np.isnan(cut)).sum((2, 4))
-    total = np.nansum(cut, axis=(2, 4))
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan).astype(np.float32)

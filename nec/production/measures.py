@@ -50,6 +50,19 @@ class EncodeReport:
     seam: dict[str, float]
     failures: dict[str, str] = field(default_factory=dict)
 
+    def summary(self) -> dict[str, Any]:
+        """Return counts, bytes, the mean cosine and failures in JSON types, for the log."""
+        return {
+            "written": self.written,
+            "missing": self.missing,
+            "failed": self.failed,
+            "resumed": self.resumed,
+            "payload_bytes": sum(self.payload_bytes.values()),
+            "vectors": self.vectors,
+            "cosine_mean": round(self.cosine_mean, 6) if self.vectors else None,
+            **({"failures": self.failures} if self.failures else {}),
+        }
+
 
 def task_figures(
     features: NDArray[np.float32],

@@ -204,6 +204,15 @@ class ImageCollection:
             name, tuple(bands), (height, width), gsd, scaling, {}, _array=values.astype(np.float32)
         )
 
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number as it is stored: 1 of pictures, 4 of arrays, that of the rasters."""
+        if self._array is not None:
+            return 4
+        if self._scenes:
+            return max(layer.source.dtype.itemsize for layer in self._scenes[0].layers)
+        return 1
+
     def __len__(self) -> int:
         return len(self._paths) if self._array is None else len(self._array)
 

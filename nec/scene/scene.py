@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from odc.geo.geobox import GeoBox
@@ -10,7 +11,7 @@ from odc.geo.geobox import GeoBox
 from nec.errors import SceneError
 from nec.scene.grids import Placement, ground_sampling_distance
 from nec.scene.scaling import Scaling
-from nec.scene.sources import Source
+from nec.scene.sources import RasterSource, Source
 
 
 @dataclass(frozen=True)
@@ -166,6 +167,19 @@ class Scene:
         if self.mask is not None:
             total.update(f"mask {self.mask.digest()}".encode())
         return total.hexdigest()
+
+    def versions(self) -> tuple[tuple[str, int, int], ...]:
+        """Return path, size in bytes and time of change, ns, of every local file that is read.
+
+        Equal ones before and after a reading say that no file changed meanwhile. Remote files
+        and arrays have no version.
+        """
+        sources: list[Source] = [source for source, _ in self._by_source()]
+        if self.mask is not None:
+            sources.append(self.mask)
+        paths = [Path(item.path) for item in sources if isinstance(item, RasterSource)]
+        states = [(path, path.stat()) for path in paths if path.is_file()]
+        return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
 
     def _by_source(self) -> list[tuple[Source, list[int]]]:
         """Return sources in order of first use, each with the positions of its bands."""

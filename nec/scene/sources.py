@@ -17,7 +17,7 @@ from rasterio.enums import ColorInterp, MaskFlags
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioError
 from rasterio.windows import Window
 
-from nec.errors import SceneError
+from nec.errors import SceneError, SceneReadError
 from nec.scene.grids import exact_transform, north_up
 from nec.scene.sensors import band_in_file_name
 
@@ -73,7 +73,7 @@ class RasterSource:
         path = str(path)
         local = "://" not in path and not path.startswith("/vsi")
         if local and not Path(path).exists():
-            raise SceneError(f"{path} does not exist", "check the path")
+            raise SceneReadError(f"{path} does not exist", "check the path")
         if local:
             path = str(Path(path).absolute())  # a worker may run in another folder
         label = Path(path).name
@@ -82,7 +82,7 @@ class RasterSource:
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below
                 dataset = rasterio.open(path)
         except (RasterioError, CRSError) as error:
-            raise SceneError(
+            raise SceneReadError(
                 f"{label} is not a raster that GDAL can open ({error})",
                 "pass a GeoTIFF, JPEG 2000 or another raster; fetch it again if it is damaged",
             ) from error
@@ -132,7 +132,7 @@ class RasterSource:
                 numbers = dataset.read(bands, window=window)
                 missing = dataset.read_masks(bands, window=window) == 0 if self.has_mask else None
         except RasterioError as error:
-            raise SceneError(
+            raise SceneReadError(
                 f"{self.label} cannot be read at rows {rows.start}-{rows.stop}, columns "
                 f"{columns.start}-{columns.stop} ({error.__cause__ or error})",
                 "the file is damaged or no longer there: fetch it again",

@@ -1,6 +1,7 @@
 """What vectors are coded with elsewhere, each vector alone: int8, PCA with int8, PQ, OPQ."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,44 @@ from numpy.typing import NDArray
 from codec_bench.stores import fidelity
 
 ZSTD_LEVEL = 19
+
+
+@dataclass(frozen=True)
+class PrincipalComponents:
+    """Principal components of training vectors, and how far they reach.
+
+    A thousandth of the training values lies beyond the reach, and saturates in int8.
+    """
+
+    mean: NDArray[np.float32]
+    directions: NDArray[np.float32]
+    reach: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, train: NDArray[np.float32]) -> "PrincipalComponents":
+        """Fit mean, components and reach to vectors (n, feature)."""
+        mean = train.mean(0)
+        _, _, directions = np.linalg.svd(train - mean, full_matrices=False)
+        fitted = (train - mean) @ directions.T
+        return cls(mean, directions, np.quantile(np.abs(fitted), 0.999, axis=0))
+
+    def scale(self, k: int, scaling: str) -> NDArray[np.float32]:
+        """Return the steps of k components: each fills its int8, or all have the first's."""
+        reach = self.reach[:k]
+        if scaling == "common":
+            reach = np.full(k, reach.max())
+        return np.maximum(reach, 1e-12) / 127
+
+    def numbers(self, values: NDArray[np.float32], k: int, scaling: str) -> NDArray[np.int8]:
+        """Return vectors (n, feature) as int8 (n, k)."""
+        rotated = (values - self.mean) @ self.directions[:k].T
+        return np.clip(np.rint(rotated / self.scale(k, scaling)), -127, 127).astype(np.int8)
+
+    def decode(self, numbers: NDArray[np.int8], scaling: str) -> NDArray[np.float32]:
+        """Return the vectors that numbers (n, k) stand for."""
+        k = numbers.shape[1]
+        values = (numbers * self.scale(k, scaling)).astype(np.float32)
+        return values @ self.directions[:k] + self.mean
 
 
 def pca_int8(
@@ -22,7 +61,7 @@ def pca_int8(
 
     Mean, components and scales are fitted to `train`. Two scalings: each component fills its
     own int8 (`per component`), or all share the scale of the first (`common`), which zstd
-    gains from. A thousandth of the training values may saturate.
+    gains from.
 
     Parameters
     ----------
@@ -31,21 +70,14 @@ def pca_int8(
     chunk : int
         Vectors that zstd packs at a time, component by component.
     """
-    mean = train.mean(0)
-    _, _, directions = np.linalg.svd(train - mean, full_matrices=False)
-    fitted, rotated = (train - mean) @ directions.T, (test - mean) @ directions.T
-    ranges = np.quantile(np.abs(fitted), 0.999, axis=0)
+    fitted = PrincipalComponents.fit(train)
     rows = []
     for k in components:
-        if k > len(directions):
+        if k > len(fitted.directions):
             break
-        for scaling, reach in (
-            ("per component", ranges[:k]),
-            ("common", np.full(k, ranges[:k].max())),
-        ):
-            scale = np.maximum(reach, 1e-12) / 127
-            numbers = np.clip(np.rint(rotated[:, :k] / scale), -127, 127).astype(np.int8)
-            decoded = (numbers * scale).astype(np.float32) @ directions[:k] + mean
+        for scaling in ("per component", "common"):
+            numbers = fitted.numbers(test, k, scaling)
+            decoded = fitted.decode(numbers, scaling)
             found = fidelity(test, decoded) | {"components": k, "scaling": scaling}
             rows.append({"row": "PCA-k + int8", "bytes_per_vector": float(k), **found})
             packed = zstd_bytes(numbers, chunk) / len(test)
@@ -86,7 +118,7 @@ def product_quantisers(
             size = m * bits / 8
             if size > most_bytes:
                 continue
-            quantiser = _quantiser(faiss, dim, m, bits)
+            quantiser = product_quantiser(faiss, dim, m, bits)
             quantiser.train(train)
             decoded = quantiser.decode(quantiser.compute_codes(test))
             found = {"bytes_per_vector": size, "parts": m, "bits": bits}
@@ -95,11 +127,11 @@ def product_quantisers(
                 continue  # a rotation changes nothing
             if len(train) >= dim:
                 rotation = faiss.OPQMatrix(dim, m)
-                rotation.pq = inner = _quantiser(faiss, dim, m, bits)
+                rotation.pq = inner = product_quantiser(faiss, dim, m, bits)
                 rotation.train(train)
                 del inner  # faiss holds no reference to it: it has to live until here
                 turned = rotation.apply(train)
-                quantiser = _quantiser(faiss, dim, m, bits)
+                quantiser = product_quantiser(faiss, dim, m, bits)
                 quantiser.train(turned)
                 codes = quantiser.compute_codes(rotation.apply(test))
                 decoded = rotation.reverse_transform(quantiser.decode(codes))
@@ -107,7 +139,8 @@ def product_quantisers(
     return rows
 
 
-def _quantiser(faiss: Any, dim: int, parts: int, bits: int) -> Any:
+def product_quantiser(faiss: Any, dim: int, parts: int, bits: int) -> Any:
+    """Return a quantiser of vectors in parts, to be trained."""
     quantiser = faiss.ProductQuantizer(dim, parts, bits)
     quantiser.cp.min_points_per_centroid = 1  # it would warn, and go on all the same
     return quantiser

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from sklearn.exceptions import ConvergenceWarning
@@ -17,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 from codec_bench import data
 from codec_bench.stores import fidelity, roundtrip
 from nec.compressor import Compressor
+from nec.evaluate.intervals import confusions, estimates
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from galileo import GalileoEncoder, galileo_tokens
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
 from sklearn.model_selection import RepeatedStratifiedKFold
@@ -19,6 +18,7 @@ from encoder_bench.images import (
 )
 from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
+from nec.encoders.galileo import GalileoEncoder, galileo_tokens
 from nec.heads.pooling import mean_and_roughness
 
 RESAMPLES, LABELS = 10, 6000

@@ -12,6 +12,7 @@ from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens
 from encoder_bench.probes import probe
 from nec.compressor import Compressor
 from nec.encoders import Encoder
+from nec.evaluate import RateCurve, bytes_at_levels
 from nec.heads.pooling import mean_and_roughness
 
 # Bytes a vector on the fitting sample.
@@ -101,27 +102,21 @@ def _decoded(
 def bytes_at_accuracy(
     table: dict[str, dict[str, Any]], variants: list[str]
 ) -> dict[str, dict[str, float | None]]:
-    """Bytes a vector, interpolated in their logarithm, at which each variant reaches a level.
+    """Bytes a vector at which each variant reaches levels below the best; None where it does not.
 
     A level that a variant does not reach between its coarsest and finest rate has none.
     """
-    curves = {}
-    for name in variants:
-        points = sorted(
+    curves = {
+        name: RateCurve.of(
             (row["bytes_per_vector"], row["linear"]["accuracy"]["value"])
             for key, row in table.items()
             if key.startswith(f"{name}, ") and key.endswith(" B")
         )
-        curves[name] = np.array(points).T
-    best = max(accuracies.max() for _, accuracies in curves.values())
+        for name in variants
+    }
+    best = max(curve.scores[-1] for curve in curves.values())
     levels = np.round(best - np.array([0.01, 0.02, 0.03, 0.05]), 3)
-    found: dict[str, dict[str, float | None]] = {}
-    for level in levels:
-        entry: dict[str, float | None] = {}
-        for name, (sizes, accuracies) in curves.items():
-            rising = np.maximum.accumulate(accuracies)
-            there = rising[0] <= level <= rising[-1]
-            size = float(np.exp(np.interp(level, rising, np.log(sizes)))) if there else None
-            entry[name] = None if size is None else round(size, 4)
-        found[f"{level:.3f}"] = entry
-    return found
+    return {
+        f"{level:.3f}": {n: None if s is None else round(s, 4) for n, s in sizes.items()}
+        for level, sizes in bytes_at_levels(curves, levels.tolist()).items()
+    }

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from sklearn.ensemble import RandomForestClassifier
@@ -17,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
+from nec.evaluate.intervals import confusions, estimates
 
 BANDS = ("blue", "green", "red", "nir", "swir16", "swir22")
 # Places of these bands among the 12 of an L2A file and the 13 of an L1C file.

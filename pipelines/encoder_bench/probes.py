@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from main_job.intervals import confusions, estimates
 from numpy.typing import NDArray
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from nec.evaluate.intervals import confusions, estimates
 from nec.heads import SceneClassifier
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0)
@@ -25,8 +25,9 @@ def probe(
     units: NDArray[np.intp],
     *,
     reference: str,
+    heads: tuple[str, ...] = ("linear", "k-NN"),
 ) -> dict[str, dict[str, Any]]:
-    """Fit both heads to each row on each split; accuracies with paired intervals.
+    """Fit heads to each row on each split; accuracies with paired intervals.
 
     Hyperparameters are chosen by row on a fifth of the first split's training labels: the
     penalty of the linear probe; the number of neighbours, the metric, and whether vectors are
@@ -41,6 +42,7 @@ def probe(
         The test unit of each image: what the bootstrap draws.
     reference : str
         Row that the others are compared with.
+    heads : tuple of {"linear", "k-NN"}
     """
     classes, truth = np.unique(labels, return_inverse=True)
     tested = np.unique(np.concatenate([test for _, test in splits]))
@@ -49,7 +51,7 @@ def probe(
     place[tested] = unit
     shape = (len(names), len(classes))
     table: dict[str, dict[str, Any]] = {}
-    for head in ("linear", "k-NN"):
+    for head in heads:
         counts, chosen = {}, {}
         for name, X in rows.items():
             estimator = _tuned(head, X, truth, splits[0][0])

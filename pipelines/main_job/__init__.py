@@ -1,1 +1,1 @@
-"""Parts of `bench_main_job.py`: scenes, segmentation, points, images; intervals and the figure."""
+"""Parts of `bench_main_job.py`: scenes, segmentation, points, images, and the figure."""

@@ -14,11 +14,11 @@ from sklearn.ensemble import RandomForestClassifier
 from sklearn.preprocessing import StandardScaler
 
 import nec
-from main_job.intervals import MARGIN, confusions, estimates
 from main_job.scenes import THREADS, disk_bytes
 from main_job.statistics import pixel_statistics
 from nec.codec import NecCodec
 from nec.encoders import Encoder
+from nec.evaluate.intervals import MARGIN, confusions, estimates
 from nec.heads import SceneClassifier
 from nec.heads.pooling import mean_and_roughness
 from nec.model import RATES, Model

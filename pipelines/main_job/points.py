@@ -16,9 +16,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import nec
-from main_job.intervals import MARGIN, confusions, estimates
 from main_job.scenes import EncodedScene
 from main_job.segmentation import int8, token_bytes
+from nec.evaluate.intervals import MARGIN, confusions, estimates
 from nec.heads import SceneClassifier
 from nec.model import RATES, Model
 

@@ -13,8 +13,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from main_job.intervals import MARGIN, confusions, estimates
 from main_job.scenes import THREADS, EncodedScene, disk_bytes
+from nec.evaluate.intervals import MARGIN, confusions, estimates
 from nec.heads import Segmenter
 from nec.model import RATES, Model
 

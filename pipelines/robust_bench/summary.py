@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
-from main_job.intervals import DRAWS, MARGIN
 from numpy.typing import NDArray
+
+from nec.evaluate.intervals import DRAWS, MARGIN
 
 REFERENCE = "dense"
 

@@ -1,4 +1,4 @@
-"""Galileo-nano on single Sentinel-2 images: the published encoder that ours is held against.
+"""Galileo on single Sentinel-2 images: a published encoder behind the `Encoder` protocol.
 
 An own implementation of what the Sentinel-2 part of Galileo's encoder [1]_ computes, for the
 published weights. Each group of bands makes a token of every 4 pixels each way, all tokens
@@ -14,6 +14,7 @@ References
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
@@ -23,10 +24,14 @@ from torch import Tensor, nn
 
 from nec.errors import ModelError
 
+CONFIG, WEIGHTS = "config.json", "encoder.pt"
 PATCH = 4
 # Largest image, pixels each way, and how many go through at a time.
 LARGEST = 64
 BATCH = 16
+# Metres of a pixel in the units of position; the month where none is known, from 0: July.
+BASE_GSD = 10.0
+MONTH = 6
 # Galileo's groups in the order of its channel embeddings, of which S1 is the first.
 GROUPS: dict[str, tuple[str, ...]] = {
     "S2_RGB": ("blue", "green", "red"),
@@ -98,15 +103,15 @@ def kernel_resize(base: int) -> Tensor:
     return torch.linalg.pinv(resized.flatten(1))
 
 
-def position_encoding(size: int, width: int) -> Tensor:
+def position_encoding(size: int, width: int, gsd: float = BASE_GSD) -> Tensor:
     """Return sines and cosines of column, then row, of a grid: (size, size, width).
 
-    Positions count pixels of 10 m.
+    Positions count pixels of 10 m, whatever the image's `gsd`, metres.
     """
     quarter = width // 4
     # Not the usual exponent, which spans it all: the longest wavelength is 15 pi pixels.
     frequency = 10000.0 ** (-torch.arange(quarter) / (4 * quarter))
-    angle = PATCH * torch.arange(size)[:, None] * frequency
+    angle = PATCH * gsd / BASE_GSD * torch.arange(size)[:, None] * frequency
     code = torch.cat((angle.sin(), angle.cos()), dim=1)
     columns, rows = code[None].expand(size, -1, -1), code[:, None].expand(-1, size, -1)
     return torch.cat((columns, rows), dim=-1)
@@ -152,36 +157,50 @@ class GalileoEncoder(nn.Module):
     def load(cls, folder: Path) -> "GalileoEncoder":
         """Return the encoder of a folder with `config.json` and `encoder.pt`, to evaluate.
 
-        Weights of other modalities are left; one that is missing or misshapen is an error.
+        Weights of other modalities are left; ModelError where one is missing or misshapen.
         """
-        shape = json.loads((folder / "config.json").read_text())["model"]["encoder"]
-        encoder = cls(**{k: v for k, v in shape.items() if k not in TRAINING_ONLY})
-        weights = torch.load(folder / "encoder.pt", map_location="cpu", weights_only=True)
-        own = encoder.state_dict().keys()
-        encoder.load_state_dict({k: v for k, v in weights.items() if k in own})
+        try:
+            shape = json.loads((folder / CONFIG).read_text())["model"]["encoder"]
+            encoder = cls(**{k: v for k, v in shape.items() if k not in TRAINING_ONLY})
+            weights = torch.load(folder / WEIGHTS, map_location="cpu", weights_only=True)
+            own = encoder.state_dict().keys()
+            encoder.load_state_dict({k: v for k, v in weights.items() if k in own})
+        except (OSError, KeyError, TypeError, ValueError, RuntimeError, UnpicklingError) as error:
+            raise ModelError(
+                f"{folder} holds no Galileo ({type(error).__name__}: {error})",
+                f"give the folder of its {CONFIG} and {WEIGHTS}",
+            ) from error
         return encoder.eval().requires_grad_(False)
 
-    def forward(self, groups: dict[str, Tensor], month: int) -> Tensor:
+    def forward(
+        self, groups: dict[str, Tensor], month: int | Tensor, gsd: float = BASE_GSD
+    ) -> Tensor:
         """Map scaled groups (n, band, y, x) to the mean of their tokens (n, y / 4, x / 4, width).
 
-        Groups left out are masked; `month` counts from 0, January.
+        Groups left out are masked; `month`, of all or of each image, counts from 0, January.
         """
-        tokens = torch.stack([self.project(k, x, month) for k, x in groups.items()], dim=1)
+        tokens = torch.stack([self.project(k, x, month, gsd) for k, x in groups.items()], dim=1)
         x = tokens.flatten(1, 3)
         for block in self.blocks:
             x = block(x)
         return self.norm(x).unflatten(1, tokens.shape[1:4]).mean(1)
 
-    def project(self, group: str, x: Tensor, month: int) -> Tensor:
+    def project(self, group: str, x: Tensor, month: int | Tensor, gsd: float) -> Tensor:
         """Cut a group (n, band, y, x) into encoded tokens (n, y / 4, x / 4, width)."""
-        proj = self.space_time_embed[group]["proj"]
-        kernel = (proj.weight.flatten(2) @ self.resize.T).unflatten(2, (PATCH, PATCH))
+        proj = self.space_time_embed[group].get_submodule("proj")
+        assert isinstance(proj, nn.Conv2d)
+        assert proj.bias is not None
+        kernel = (proj.weight.flatten(2) @ self.get_buffer("resize").T).unflatten(2, (PATCH, PATCH))
         tokens = F.conv2d(x, kernel, proj.bias, stride=PATCH).permute(0, 2, 3, 1)
         size = tokens.shape[1]
         channel = self.s_t_channel_embed[1 + list(GROUPS).index(group)]
-        image = torch.cat((channel, self.pos_embed[0], self.month_embed.weight[month]))
-        place = position_encoding(size, len(channel)).to(x.device)
-        return tokens + torch.cat((image.expand(size, size, -1), place), dim=-1)
+        count = len(x)
+        months = torch.as_tensor(month, device=x.device).expand(count)
+        image = torch.cat((channel, self.pos_embed[0])).expand(count, -1)
+        image = torch.cat((image, self.month_embed(months)), dim=-1)
+        place = position_encoding(size, len(channel), gsd).to(x.device)
+        grid = (count, size, size, -1)
+        return tokens + torch.cat((image[:, None, None].expand(grid), place.expand(grid)), dim=-1)
 
 
 def scaled_groups(images: Tensor, bands: Sequence[str]) -> dict[str, Tensor]:
@@ -228,17 +247,9 @@ def galileo_tokens(
     ModelError
         If bands, month or the size are not as described, or no group is complete.
     """
-    if len(bands) != images.shape[1] or len(set(bands)) < len(bands):
-        raise ModelError(f"bands {tuple(bands)} do not name each of {images.shape[1]} bands once")
-    if not set(bands) <= STATISTICS.keys() - {"ndvi"}:
-        raise ModelError(f"bands {tuple(bands)} are not all among Galileo's")
     if not 0 <= month < 12:
-        raise ModelError(f"month {month} is not within 0 to 11")
-    rows, columns = images.shape[2:]
-    if rows != columns or rows % PATCH or rows > LARGEST:
-        raise ModelError(f"images of {rows} x {columns} pixels are no squares of 4, 8, ... 64")
-    if not any(set(members) <= set(bands) for members in GROUPS.values()):
-        raise ModelError(f"bands {tuple(bands)} complete no group of Galileo's")
+        raise ModelError(f"month {month} is not within 0 to 11", "count from 0, January")
+    _check(images.shape, bands)
     device = encoder.norm.weight.device
     found = []
     with torch.inference_mode():
@@ -246,3 +257,78 @@ def galileo_tokens(
             chips = torch.tensor(images[start : start + BATCH], dtype=torch.float32, device=device)
             found.append(encoder(scaled_groups(chips, bands), month).float().cpu().numpy())
     return np.concatenate(found)
+
+
+def _check(shape: Sequence[int], bands: Sequence[str]) -> None:
+    """Raise ModelError where images (n, band, y, x) of these bands are none that Galileo takes."""
+    known = tuple(band for band in STATISTICS if band != "ndvi")
+    if len(shape) != 4 or len(bands) != shape[1] or len(set(bands)) < len(bands):
+        raise ModelError(
+            f"bands {tuple(bands)} do not name each band of images of shape {tuple(shape)} once",
+            "pass (n, band, y, x) with one name for each band",
+        )
+    if not set(bands) <= set(known):
+        raise ModelError(
+            f"bands {tuple(bands)} are not all among Galileo's", f"choose among {', '.join(known)}"
+        )
+    rows, columns = shape[2:]
+    if rows != columns or rows % PATCH or rows > LARGEST:
+        raise ModelError(
+            f"images of {rows} x {columns} pixels are no squares of 4, 8, ... {LARGEST}",
+            "choose other chips (--core 32 --halo 16)",
+        )
+    if not any(set(members) <= set(bands) for members in GROUPS.values()):
+        raise ModelError(
+            f"bands {tuple(bands)} complete no group of Galileo's",
+            f"it has {'; '.join(', '.join(members) for members in GROUPS.values())}",
+        )
+
+
+class Galileo:
+    """Galileo behind the `nec.encoders.Encoder` protocol.
+
+    Parameters
+    ----------
+    network : GalileoEncoder
+    name : str
+        Name of the model.
+    precision : {"float32", "bfloat16"}
+        Arithmetic of the forward pass.
+    """
+
+    patch_size = PATCH
+    bands = tuple(band for band in STATISTICS if band != "ndvi")
+
+    def __init__(
+        self, network: GalileoEncoder, *, name: str = "galileo", precision: str = "float32"
+    ) -> None:
+        self.name = name
+        self.network = network
+        self.precision = precision
+        self.dim = len(network.norm.weight)
+
+    def embed(
+        self, chips: Tensor, *, bands: tuple[str, ...], gsd: float, time: Tensor | None = None
+    ) -> Tensor:
+        """Embed chips; see `nec.encoders.Encoder.embed`.
+
+        Of `time` the month counts; July where there is none. Groups of bands that lack one are
+        left out.
+
+        Raises
+        ------
+        ModelError
+            If bands are not Galileo's or complete no group, or chips are no squares of 4, 8, …
+            64 pixels.
+        """
+        _check(chips.shape, bands)
+        month: int | Tensor = MONTH
+        if time is not None:
+            stamps = time.cpu().numpy().astype("datetime64[s]").astype("datetime64[M]")
+            month = torch.from_numpy(stamps.astype(np.int64) % 12).to(chips.device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(chips.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
+        ):
+            tokens = self.network(scaled_groups(chips * 1e4, bands), month, gsd)
+        return tokens.float().permute(0, 3, 1, 2)

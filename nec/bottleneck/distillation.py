@@ -1,0 +1,124 @@
+"""What decoded embeddings shall still tell: linear predictions, without labels.
+
+The distortion of the bottleneck. Whatever a head is to learn from decoded embeddings has to be
+in them, and linear heads are what is put on them, so each target is predicted by a linear map.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+# Ridge of the first linear maps, relative to the mean variance.
+RIDGE = 1e-3
+
+
+def moments(tokens: Tensor) -> Tensor:
+    """Return mean and deviation over the tokens (n, token, dim), shape (n, 2 dim)."""
+    return torch.cat((tokens.mean(1), (tokens.var(1) + 1e-4).sqrt()), dim=-1)
+
+
+def whitening(values: Tensor, floor: float = 1e-2) -> tuple[Tensor, Tensor]:
+    """Return mean and a matrix that levels the variance of all directions.
+
+    A linear head with standardised inputs leans on weak directions as on strong ones.
+
+    Parameters
+    ----------
+    values : Tensor of shape (n, c)
+    floor : float
+        Directions whose variance is below this fraction of the mean count less.
+
+    Returns
+    -------
+    tuple of Tensor of shapes (c,) and (c, c)
+        ``(values - mean) @ matrix`` is white.
+    """
+    mean = values.mean(0)
+    scale = values.std(0).clamp_min(1e-6)
+    power, directions = torch.linalg.eigh(torch.cov(((values - mean) / scale).T))
+    power = power + floor * power.mean()
+    return mean, directions / power.sqrt() / scale[:, None]
+
+
+class Distillation(nn.Module):
+    """Linear predictions of targets from decoded tokens, by image or by token.
+
+    Parameters
+    ----------
+    dim : int
+        Length of a decoded vector.
+    sizes : mapping of str to int
+        Components of each target. Those of images are predicted from the `moments` of their
+        tokens, and have names that begin with "pooled".
+    weights : mapping of str to float
+        Of each target in the loss.
+    """
+
+    def __init__(self, dim: int, sizes: Mapping[str, int], weights: Mapping[str, float]) -> None:
+        super().__init__()
+        self.weights = dict(weights)
+        self.maps = nn.ModuleDict(
+            {n: nn.Linear(2 * dim if _pooled(n) else dim, size) for n, size in sizes.items()}
+        )
+        for name, size in sizes.items():
+            self.register_buffer(f"{name}_mean", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
+
+    @torch.no_grad()
+    def start(self, features: Tensor, targets: Mapping[str, Tensor]) -> None:
+        """Solve for the maps by ridge regression on a sample; see `forward`."""
+        tokens = features.flatten(2).transpose(1, 2)
+        for name, target in targets.items():
+            x, y = self._pair(name, tokens, target)
+            mean, scale = y.nanmean(0), ((y - y.nanmean(0)).square().nanmean(0) + 1e-6).sqrt()
+            getattr(self, f"{name}_mean").copy_(mean)
+            getattr(self, f"{name}_scale").copy_(scale)
+            own: nn.Linear = self.maps[name]  # type: ignore[assignment]
+            there = ~y.isnan()
+            patterns, which = there.T.unique(dim=0, return_inverse=True)
+            # Components that are missing on the same rows are solved for together.
+            for k, rows in enumerate(patterns):
+                columns = which == k
+                weight, bias = _ridge(x[rows], ((y - mean) / scale)[rows][:, columns])
+                own.weight[columns], own.bias[columns] = weight, bias
+
+    def forward(self, features: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the loss, and the unexplained share of each target's variance.
+
+        Parameters
+        ----------
+        features : Tensor of shape (n, dim, y, x)
+            Decoded.
+        targets : mapping of str to Tensor of shape (n, token, c) or (n, c)
+            NaN is missing.
+        """
+        tokens = features.flatten(2).transpose(1, 2)
+        total, parts = torch.zeros((), device=features.device), {}
+        for name, target in targets.items():
+            x, y = self._pair(name, tokens, target)
+            goal = (y - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
+            missing = goal.isnan()
+            error = (self.maps[name](x) - goal.nan_to_num()).square() * ~missing
+            parts[name] = error.sum() / (~missing).sum()
+            total = total + self.weights[name] * parts[name]
+        return {"distortion": total, **parts}
+
+    def _pair(self, name: str, tokens: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if _pooled(name):
+            return moments(tokens), target
+        return tokens.flatten(0, 1), target.flatten(0, 1)
+
+
+def _pooled(name: str) -> bool:
+    return name.startswith("pooled")
+
+
+def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return weight (out, in) and bias (out,) of the ridge regression of y on x."""
+    mean, level = x.mean(0), y.mean(0)
+    centred = (x - mean).double()
+    gram = centred.T @ centred
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    weight = torch.linalg.solve(gram, centred.T @ (y - level).double()).T.float()
+    return weight, level - weight @ mean

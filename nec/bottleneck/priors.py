@@ -1,0 +1,224 @@
+"""What symbols are expected to be: quantisers with their rate, after CompressAI's models.
+
+Each prior takes values in steps, rounds them and counts their bits. In training, rounding lets
+the gradient through as if it were not there.
+
+References
+----------
+.. [1] Ballé et al., Variational image compression with a scale hyperprior, ICLR 2018.
+.. [2] Minnen, Ballé and Toderici, Joint Autoregressive and Hierarchical Priors for Learned Image
+   Compression, NeurIPS 2018 (mean and scale).
+.. [3] Minnen and Singh, Channel-wise autoregressive entropy models, ICIP 2020: noise for the
+   rate, rounding for the distortion.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nec.bottleneck.cosine import frequency_rings
+from nec.bottleneck.entropy_models import load_entropy_models
+from nec.codec.contexts import rings_of
+
+_models = load_entropy_models()
+
+# Smallest scale, in steps: most coefficients are almost surely 0, and almost free.
+SMALLEST_SCALE = 0.02
+LEAST_LIKELY = 1e-9
+# Weight of the past in running means.
+MOMENTUM = 0.95
+
+
+class Quantised(NamedTuple):
+    """Values in whole steps (n, band, y, x), and the bits that each image takes (n,)."""
+
+    values: Tensor
+    bits: Tensor
+
+
+def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
+    """Return `hard` with the gradient of `soft`."""
+    return soft + (hard - soft).detach()
+
+
+def _bits(likelihood: Tensor) -> Tensor:
+    return -likelihood.clamp_min(LEAST_LIKELY).log2().flatten(1).sum(1)
+
+
+class FactorisedPrior(nn.Module):
+    """A density of its own for each band, alike at every place [1]_.
+
+    Parameters
+    ----------
+    bands, rates : int
+    """
+
+    def __init__(self, bands: int, rates: int) -> None:
+        super().__init__()
+        self.densities = nn.ModuleList(
+            _models.EntropyBottleneck(bands, init_scale=1) for _ in range(rates)
+        )
+
+    def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
+        """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
+        del steps
+        hard = straight_through(values, values.round())
+        # Noise stands for rounding in the rate [3]_: a density has a slope where symbols have none.
+        symbols = values + torch.rand_like(values) - 0.5 if self.training else hard
+        own: Any = self.densities[rate]
+        rows = symbols.transpose(0, 1).flatten(1)[:, None]
+        likelihood = own._likelihood(rows)[0][:, 0].unflatten(1, (len(values), -1))
+        return Quantised(hard, _bits(likelihood.transpose(0, 1)))
+
+
+class HyperPrior(nn.Module):
+    """Mean and scale of every symbol, from side information that sees the grid [2]_.
+
+    Parameters
+    ----------
+    bands, rates : int
+    width : int
+        Channels of the side information, at a quarter of the resolution.
+    """
+
+    def __init__(self, bands: int, rates: int, *, width: int = 32) -> None:
+        super().__init__()
+        self.analysis = nn.Sequential(
+            nn.Conv2d(bands, width, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, width, 5, stride=2, padding=2),
+            nn.GELU(),
+            nn.Conv2d(width, width, 5, stride=2, padding=2),
+        )
+        self.synthesis = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width, 4, stride=2, padding=1),
+            nn.GELU(),
+            nn.Conv2d(width, 2 * bands, 3, padding=1),
+        )
+        self.densities = nn.ModuleList(_models.EntropyBottleneck(width) for _ in range(rates))
+        self.conditional = _models.GaussianConditional(None, scale_bound=SMALLEST_SCALE)
+
+    def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
+        """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
+        del steps
+        height, width = values.shape[-2:]
+        padded = F.pad(values, (0, -width % 4, 0, -height % 4), mode="replicate")
+        # Symbols of fine steps are large.
+        side, likelihood = self.densities[rate](self.analysis(torch.asinh(padded)))
+        mean, scale = self.synthesis(side)[..., :height, :width].chunk(2, 1)
+        hard = straight_through(values, (values - mean).round() + mean)
+        symbols = values + torch.rand_like(values) - 0.5 if self.training else hard
+        own = self.conditional._likelihood(symbols, F.softplus(scale), mean)
+        return Quantised(hard, _bits(own) + _bits(likelihood))
+
+
+class _Laplacian(_models.GaussianConditional):  # type: ignore[misc, name-defined]
+    """Coefficients of cosine transforms have heavier tails than a Gaussian."""
+
+    def _standardized_cumulative(self, inputs: Tensor) -> Tensor:
+        tail = (-inputs.abs()).exp() / 2
+        return torch.where(inputs > 0, 1 - tail, tail)
+
+
+class CosinePrior(nn.Module):
+    """Coefficients of the codec's block transform, each with a scale from what surrounds it.
+
+    A differentiable likeness of `nec.codec`: a level for each band and ring of frequencies, the
+    magnitudes of the next lower frequencies and of the bands before, a DC that is predicted, and
+    rounding that goes one step towards zero where that saves more bits than it costs.
+
+    Parameters
+    ----------
+    bands : int
+    block : int
+        Edge of a block, tokens.
+    lagrangian : float
+        Squared error, in steps, that a bit is worth; see `nec.Compressor.fit`.
+    """
+
+    mean: Tensor
+
+    def __init__(self, bands: int, *, block: int = 64, lagrangian: float = 0.12) -> None:
+        super().__init__()
+        self.block, self.lagrangian = block, lagrangian
+        self.level = nn.Parameter(torch.zeros(bands, rings_of(block)))
+        # Before the softplus; lower and two sides, one and two bands before.
+        self.context = nn.Parameter(torch.full((5, rings_of(block)), -3.0))
+        self.register_buffer("mean", torch.zeros(bands))
+        self.conditional = _Laplacian(None, scale_bound=SMALLEST_SCALE)
+
+    @torch.no_grad()
+    def start(self, coefficients: Tensor) -> None:
+        """Take levels and means from coefficients (n, band, y, x) of features."""
+        height, width = coefficients.shape[-2:]
+        self.mean.copy_(coefficients[..., 0, 0].mean(0) / (height * width) ** 0.5)
+        magnitude = coefficients.abs()
+        magnitude[..., 0, 0] = (coefficients - coefficients.mean(0)).abs()[..., 0, 0]
+        rings = frequency_rings(height, width, self.block).to(coefficients.device)
+        everywhere = magnitude.mean((0, 2, 3)).clamp_min(1e-6).log()
+        for ring in range(self.level.shape[1]):
+            inside = rings == ring
+            # What the neighbours tell comes on top of the level.
+            own = magnitude[:, :, inside].mean((0, 2)).clamp_min(1e-6).log() - 0.5
+            self.level[:, ring] = own if inside.any() else everywhere
+
+    def _contexts(self, magnitude: Tensor) -> Tensor:
+        """Return what surrounds each coefficient, shape (5, n, band, y, x)."""
+        waves = magnitude.clone()
+        waves[..., 0, 0] = 0
+        upper = F.pad(waves, (0, 0, 1, 0))[..., :-1, :]
+        left = F.pad(waves, (1, 0))[..., :-1]
+        corner = F.pad(waves, (1, 0, 1, 0))[..., :-1, :-1]
+        before = F.pad(magnitude, (0, 0, 0, 0, 1, 0))[:, :-1]
+        earlier = F.pad(magnitude, (0, 0, 0, 0, 2, 0))[:, :-2]
+        return torch.stack((upper, left, corner, before, earlier))
+
+    def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
+        """Round coefficients in steps (n, band, y, x) and count bits.
+
+        Parameters
+        ----------
+        values : Tensor of shape (n, band, y, x)
+        steps : Tensor of shape (band,)
+            Levels are those of features, so that one prior serves every rate.
+        rate : int
+            Of no concern.
+        """
+        del rate
+        height, width = values.shape[-2:]
+        root = (height * width) ** 0.5
+        if self.training:
+            with torch.no_grad():
+                now = (values[..., 0, 0] * steps).mean(0) / root
+                self.mean.lerp_(now, 1 - MOMENTUM)
+        # The codec predicts whole steps.
+        expected = torch.zeros_like(values[0])
+        expected[:, 0, 0] = (self.mean * root / steps.detach()).round()
+        residual = values - expected
+        rings = frequency_rings(height, width, self.block).to(values.device)
+        near = self._contexts((residual.detach().abs() + 0.3).floor())
+        weights = F.softplus(self.context)[:, rings]
+        scale = self.level.exp()[:, rings] / steps[:, None, None]
+        scale = scale + (weights[:, None, None] * near).sum(0)
+        with torch.no_grad():
+            hard = self._decide(residual, scale)
+        symbols = straight_through(residual, hard)
+        likelihood = self.conditional._likelihood(symbols, scale)
+        return Quantised(symbols + expected, _bits(likelihood))
+
+    def _decide(self, residual: Tensor, scale: Tensor) -> Tensor:
+        """Round by rate and distortion."""
+        scale = scale.clamp_min(SMALLEST_SCALE)
+        magnitude = residual.abs()
+        nearest = (magnitude + 0.5).floor()
+        tail = (-0.5 / scale).exp()
+        of_zero = (1 - tail).log2()
+        of_one = (tail / 2 * (1 - (-1 / scale).exp())).clamp_min(1e-30).log2()
+        saved = torch.where(nearest == 1, of_zero - of_one, 1.4427 / scale)
+        worse = 2 * (magnitude - nearest) + 1
+        lower = (nearest > 0) & (self.lagrangian * saved > worse)
+        return (nearest - lower.float()) * residual.sign()

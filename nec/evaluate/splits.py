@@ -1,0 +1,84 @@
+"""Splits by place: what lies together is tested together."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from nec.errors import HeadError
+
+
+def spatial_blocks(x: ArrayLike, y: ArrayLike, *, size: float) -> NDArray[np.intp]:
+    """Return the number of the square block that each place lies in.
+
+    Parameters
+    ----------
+    x, y : array_like
+        (n,) coordinates in one metric CRS.
+    size : float
+        Edge of a block, in their unit.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) numbers from 0.
+
+    Raises
+    ------
+    HeadError
+        A coordinate is missing, or the size is not positive.
+    """
+    place = np.stack([np.asarray(x, np.float64), np.asarray(y, np.float64)], axis=1)
+    if not np.isfinite(place).all() or not size > 0:
+        raise HeadError(
+            f"{(~np.isfinite(place)).sum()} coordinates are missing, or size={size} is no edge",
+            "leave places without coordinates out",
+        )
+    return np.unique(np.floor(place / size), axis=0, return_inverse=True)[1].ravel()
+
+
+def spatial_split(
+    groups: ArrayLike,
+    *,
+    share: float = 0.25,
+    seed: int = 0,
+    places: ArrayLike | None = None,
+    buffer: float = 0.0,
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Put whole groups on one side: indices that train, and indices that test.
+
+    Parameters
+    ----------
+    groups : array_like
+        (n,) group of each sample, as `spatial_blocks` gives them.
+    share : float, default 0.25
+        Of the groups that test; one at least.
+    seed : int
+    places : array_like, optional
+        (n, 2) coordinates, for `buffer`.
+    buffer : float, default 0
+        Samples nearer than this to a tested one train nothing.
+
+    Raises
+    ------
+    HeadError
+        There is one group only, or nothing is left to train on.
+    """
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        raise HeadError(f"all samples lie in {len(names)} group", "use smaller blocks")
+    count = min(max(1, round(share * len(names))), len(names) - 1)
+    chosen = np.random.default_rng(seed).permutation(len(names))[:count]
+    tested = np.isin(group.ravel(), chosen)
+    train, test = np.flatnonzero(~tested), np.flatnonzero(tested)
+    if buffer > 0:
+        from scipy.spatial import cKDTree
+
+        if places is None:
+            raise HeadError("buffer= needs places=", "pass (n, 2) coordinates")
+        place: NDArray[Any] = np.asarray(places, np.float64)
+        near, _ = cKDTree(place[test]).query(place[train])
+        train = train[near >= buffer]
+    if not train.size:
+        raise HeadError("nothing is left to train on", "use a smaller buffer or share")
+    return train, test

@@ -1,0 +1,488 @@
+"""Biomass, or another quantity of the ground, from embeddings and sparse measurements."""
+
+import logging
+from typing import Any, Self
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from nec.errors import HeadError
+from nec.heads.estimator import FLOATS, EmbeddingHead, check_basis, complete_rows, count_of
+from nec.heads.labelled import LabelledScene, Part, RowParts, SceneParts
+from nec.heads.maps import georeferenced
+from nec.heads.ridge import ALPHAS, Sums
+from nec.heads.targets import TRANSFORMS, Residuals, forward, inverse
+from nec.heads.vectors import Origin, scene_pairs
+from nec.heads.windows import Blocks, apply_windows, project, read_window, shifted_sum
+from nec.sampling import without_time
+
+logger = logging.getLogger(__name__)
+
+Floats = NDArray[np.float64]
+
+# Held-out predictions that are looked at, of each penalty; of more labels a sample.
+HELD_OUT = 500_000
+
+
+class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
+    """Map a quantity by one convolution over frozen embeddings, learned from sparse labels.
+
+    The convolution is a weighted ridge regression on each labelled token's neighbourhood, solved
+    exactly from sums that are taken chunk by chunk: no label, no contribution, and no scene has
+    to fit in memory. Penalty and prediction interval come from spatial blocks that the
+    coefficients they are judged by have not seen. After the frozen-encoder regression of
+    Muszynski et al. 2024 (arXiv:2406.19888), with a smaller head.
+
+    Parameters
+    ----------
+    kernel_size : int, default 3
+        Edge of the convolution in tokens, odd. Rows (n, d) have no neighbours: of them it is 1.
+    target_transform : {"sqrt", "log", "none"}, default "sqrt"
+        Scale of the regression; predictions come back as means, not medians (smearing).
+    alpha : "auto" or float, default "auto"
+        Ridge penalty relative to the mean eigenvalue of the features' correlation matrix; chosen
+        by the mean squared error of the held-out folds where "auto".
+    se_floor : float, default 10.0
+        Smallest standard error that is believed, in units of the label. A label counts
+        (floor / max(error, floor))**2 times.
+    folds : int, default 5
+        Parts of the labels that are held out in turn.
+    block_size : int, default 32
+        Edge of the spatial blocks that folds consist of, tokens. Smaller where the labels lie in
+        fewer blocks than there are folds.
+    units : str, default "Mg/ha"
+        Of the labels; written into maps.
+    random_state : int, default 0
+        Seed of the folds.
+
+    Attributes
+    ----------
+    weights_ : numpy.ndarray
+        (kernel, kernel, band) float64.
+    intercept_, alpha_ : float
+        Offset on the scale of the regression, and the penalty that was used.
+    residuals_ : Residuals
+        What held-out predictions missed, on that scale.
+    held_out_rmse_ : float
+        Root mean square error of the held-out predictions, weighted, in `units`: to compare
+        settings by.
+    n_labels_ : int
+        Labelled vectors used.
+    basis_, model_ : str or None
+        Basis hash and model id of the embeddings the head was fitted on.
+
+    Notes
+    -----
+    Prediction intervals are those of cross-conformal prediction (Vovk 2015): residuals of
+    held-out blocks around a fit to all of them. For places that are exchangeable with the blocks
+    they cover about as often as asked; far away, or in another kind of forest, they do not.
+    """
+
+    weights_: Floats
+    intercept_: float
+    alpha_: float
+    residuals_: Residuals
+    held_out_rmse_: float
+    n_labels_: int
+
+    def __init__(
+        self,
+        *,
+        kernel_size: int = 3,
+        target_transform: str = "sqrt",
+        alpha: Any = "auto",
+        se_floor: float = 10.0,
+        folds: int = 5,
+        block_size: int = 32,
+        units: str = "Mg/ha",
+        random_state: int = 0,
+    ) -> None:
+        self.kernel_size = kernel_size
+        self.target_transform = target_transform
+        self.alpha = alpha
+        self.se_floor = se_floor
+        self.folds = folds
+        self.block_size = block_size
+        self.units = units
+        self.random_state = random_state
+
+    def __sklearn_tags__(self) -> Any:
+        """Tell scikit-learn that targets are not negative."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.positive_only = True
+        # One convolution is linear: some of scikit-learn's made data is not
+        tags.regressor_tags.poor_score = True
+        return tags
+
+    @property
+    def n_parameters_(self) -> int:
+        """Trained parameters."""
+        check_is_fitted(self)
+        return int(self.weights_.size) + 1
+
+    def fit(self, X: Any, y: Any, *, standard_error: Any = None, groups: Any = None) -> Self:
+        """Learn from sparse measurements.
+
+        Parameters
+        ----------
+        X : xarray.DataArray, sequence of them, numpy.ndarray or table
+            Embedding (band, y, x), possibly lazy: it is read by windows, chunks without labels
+            not at all. Or (n, d) vectors, as `nec.sample` gives them.
+        y : xarray.DataArray, numpy.ndarray or sequence of them
+            Labels (y, x), NaN where nothing was measured; with a CRS on both sides matched by
+            coordinate (the mean of the label pixels whose centres lie in a token; or, where label
+            pixels are larger, that which the token's centre lies in), else by shape. Or (n,).
+        standard_error : like `y`, optional
+            Of the labels, in their units; NaN and 0 count as `se_floor`.
+        groups : array_like, optional
+            (n,) place of each row, for rows only: rows of one place are held out together.
+            `nec.evaluate.spatial_blocks` makes them of coordinates.
+
+        Returns
+        -------
+        BiomassRegressor
+            Itself. Tokens with NaN are left out, and their number is logged.
+
+        Raises
+        ------
+        HeadError
+            A parameter out of range, labels that do not fit, negative or infinite ones, fewer
+            than two, everything missing, embeddings of several bases.
+        """
+        self._check_parameters()
+        scenes = scene_pairs(X, y)
+        if scenes is None:
+            kernel, origin = 1, Origin.of(X)
+            parts: Any = self._row_parts(X, y, standard_error, groups)
+        else:
+            if groups is not None:
+                raise HeadError("groups= goes with (n, d) vectors", "scenes have block_size=")
+            errors = standard_error
+            if not isinstance(standard_error, list | tuple):
+                errors = [standard_error] * len(scenes)
+            origins = [Origin.of(embedding) for embedding, _ in scenes]
+            origin, kernel = origins[0], self.kernel_size
+            for other in origins[1:]:
+                check_basis(origin.basis, other.basis)
+            labelled = [
+                LabelledScene.of(without_time(embedding), labels, error)
+                for (embedding, labels), error in zip(scenes, errors, strict=True)
+            ]
+            if len({scene.embedding.sizes["band"] for scene in labelled}) > 1:
+                raise HeadError("the embeddings differ in their bands", "take the same bands")
+            self.n_features_in_ = labelled[0].embedding.sizes["band"]
+            parts = SceneParts(
+                labelled,
+                kernel=kernel,
+                folds=self.folds,
+                block=self.block_size,
+                seed=self.random_state,
+            )
+        self._solve(parts, kernel)
+        self.basis_, self.model_ = origin.basis, origin.model
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Predict the quantity.
+
+        Parameters
+        ----------
+        X : xarray.DataArray, numpy.ndarray or table
+            A scene (band, y, x), possibly lazy; or (n, d) rows, which have no neighbours: the
+            token itself stands for them.
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            Rows: (n,). A scene: (y, x) float32 in `units`, lazy where `X` is, NaN where a token is
+            missing, with the coordinates and the CRS of `X`. Never negative.
+
+        Raises
+        ------
+        HeadError
+            Another basis or number of bands; a row with NaN.
+        """
+        return self._mapped(X, self._means, (), np.float32)
+
+    def predict_interval(self, X: Any, *, coverage: float = 0.9) -> Any:
+        """Predict between which two values a measurement falls.
+
+        Parameters
+        ----------
+        X
+            As for :meth:`predict`.
+        coverage : float, default 0.9
+            Share of measurements that shall fall between, where places are exchangeable with
+            those that were learned from.
+
+        Returns
+        -------
+        numpy.ndarray or xarray.DataArray
+            Rows: (n, 2). A scene: (bound, y, x) float32, ``bound`` being lower and upper. The
+            upper bound is infinite where there are too few labels for this coverage.
+
+        Raises
+        ------
+        HeadError
+            As for :meth:`predict`; `coverage` is not between 0 and 1.
+        """
+        if not 0 < coverage < 1:
+            raise HeadError(f"coverage={coverage} is no share", "give one between 0 and 1")
+        check_is_fitted(self)
+        low, high = self.residuals_.band(coverage)
+
+        def bounds(values: Floats) -> Floats:
+            pair = [self._back(values + low), self._back(values + high)]
+            pair = [np.where(np.isnan(values), np.nan, bound) for bound in pair]
+            return np.stack(pair)
+
+        found = self._mapped(X, bounds, (2,), np.float32)
+        if isinstance(found, xr.DataArray):
+            return found.assign_attrs(coverage=coverage)
+        return found.T
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Coefficient of determination (R2) over what is labelled.
+
+        Parameters
+        ----------
+        X, y
+            As for :meth:`fit`.
+        sample_weight : array_like, optional
+            (n,) weights, for rows only.
+
+        Returns
+        -------
+        float
+        """
+        from sklearn.metrics import r2_score
+
+        check_is_fitted(self)
+        scenes = scene_pairs(X, y)
+        if scenes is None:
+            return float(r2_score(np.asarray(y), self.predict(X), sample_weight=sample_weight))
+        if sample_weight is not None:
+            raise HeadError("sample_weight goes with (n, d) vectors only", "leave it out")
+        measured, found = [], []
+        margin = len(self.weights_) // 2
+        for embedding, labels in scenes:
+            self._is_scene(embedding)
+            scene = LabelledScene.of(without_time(embedding), labels, None)
+            for rows, columns, values in scene.windows():
+                predicted = self._means(
+                    self._regressed(read_window(scene.embedding, rows, columns, margin))
+                )
+                keep = np.isfinite(values) & np.isfinite(predicted)
+                measured.append(values[keep])
+                found.append(predicted[keep])
+        if not measured or not np.concatenate(measured).size:
+            raise HeadError("no token has both a label and data", "choose an area that has data")
+        return float(r2_score(np.concatenate(measured), np.concatenate(found)))
+
+    def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        state = {
+            "alpha": self.alpha_,
+            "held_out_rmse": self.held_out_rmse_,
+            "n_labels": self.n_labels_,
+            "n_residuals": self.residuals_.count,
+        }
+        return state, {
+            "weights": self.weights_,
+            "intercept": np.array([self.intercept_]),
+            "residuals": self.residuals_.quantiles,
+        }
+
+    def _restore(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
+        weights, residuals = tensors["weights"], tensors["residuals"]
+        kernel = weights.shape[0]
+        if weights.shape != (kernel, kernel, self.n_features_in_) or residuals.ndim != 1:
+            raise HeadError(
+                f"the stored convolution has shape {weights.shape} for {self.n_features_in_} bands",
+                "save the head again",
+            )
+        self.weights_, self.intercept_ = weights, float(tensors["intercept"][0])
+        self.residuals_ = Residuals(residuals, float(state["n_residuals"]))
+        self.alpha_, self.n_labels_ = float(state["alpha"]), int(state["n_labels"])
+        self.held_out_rmse_ = float(state["held_out_rmse"])
+
+    def _maps(self, X: xr.DataArray) -> bool:
+        if "sample" in X.dims or not {"y", "x"} <= set(X.dims):
+            raise HeadError(f"the array has dimensions {X.dims}", "pass (band, y, x), or X.values")
+        return True
+
+    def _check_parameters(self) -> None:
+        kernel = self.kernel_size
+        if not (isinstance(kernel, int | np.integer) and kernel > 0 and kernel % 2):
+            raise HeadError(f"kernel_size={kernel!r} is no odd number", "use 1, 3 or 5")
+        if self.target_transform not in TRANSFORMS:
+            raise HeadError(
+                f"target_transform={self.target_transform!r} is unknown",
+                f"use one of {', '.join(TRANSFORMS)}",
+            )
+        if self.alpha != "auto" and not (np.isreal(self.alpha) and self.alpha >= 0):
+            raise HeadError(f"alpha={self.alpha!r} is no penalty", 'use "auto" or 0 and more')
+        for name, least in (("se_floor", 0.0), ("folds", 1), ("block_size", 0)):
+            if not getattr(self, name) > least:
+                raise HeadError(f"{name}={getattr(self, name)!r} is too small", "give more")
+
+    def _row_parts(self, X: Any, y: Any, standard_error: Any, groups: Any) -> RowParts:
+        if isinstance(X, xr.DataArray | xr.Dataset):
+            raise HeadError("got no scene (band, y, x)", "pass ds.embedding, or rows (n, d)")
+        for name, given in (("labels", y), ("standard errors", standard_error), ("groups", groups)):
+            if given is not None and count_of(given) != count_of(X):
+                raise HeadError(
+                    f"{count_of(X)} vectors and {count_of(given)} {name}",
+                    "pass one for each vector",
+                )
+        y = None if y is None else np.asarray(y)
+        known = ~np.isnan(y) if y is not None and y.ndim == 1 and y.dtype.kind == "f" else None
+        filled = y if known is None else np.where(known, y, 0.0)
+        rows, values = validate_data(
+            self, X, filled, dtype=FLOATS, ensure_all_finite="allow-nan", y_numeric=True
+        )
+        keep = np.ones(len(rows), bool) if known is None else known
+        errors = np.zeros(len(rows))
+        if standard_error is not None:
+            errors = np.nan_to_num(np.asarray(standard_error, dtype=np.float64))
+        places = None if groups is None else np.asarray(groups)[keep]
+        if not keep.any():
+            raise HeadError("no vector has a label", "NaN is no label")
+        return RowParts(
+            rows[keep],
+            np.asarray(values, dtype=np.float64)[keep],
+            errors[keep],
+            groups=places,
+            folds=self.folds,
+            seed=self.random_state,
+        )
+
+    def _solve(self, parts: Any, kernel: int) -> None:
+        """Take the sums of each fold, choose the penalty, solve for all."""
+        if parts.count < 2 or parts.folds < 2:
+            raise HeadError(
+                f"too few labels: {parts.count} in {parts.folds} block(s) "
+                f"(n_samples = {parts.count})",
+                "give two labels at least, in different places",
+            )
+        size = kernel * kernel * self.n_features_in_
+        sums = [Sums(size) for _ in range(parts.folds)]
+        self.n_labels_ = lost = 0
+        for part in parts:
+            keep, weights = self._usable(part)
+            lost += int((~keep).sum())
+            self.n_labels_ += int(keep.sum())
+            values = forward(self.target_transform, part.values)
+            for fold in np.unique(part.folds[keep]):
+                at = keep & (part.folds == fold)
+                sums[fold].add(part.rows[at], values[at], weights[at])
+        if lost:
+            logger.warning("%d of %d labelled vectors hold NaN: left out", lost, parts.count)
+        filled = [s.weight > 0 for s in sums]
+        if self.n_labels_ < 2 or sum(filled) < 2:
+            raise HeadError(
+                f"of {parts.count} labelled vectors {lost} hold NaN, too few are left "
+                f"(n_samples = {self.n_labels_})",
+                "choose an area that has data",
+            )
+        alphas = ALPHAS if self.alpha == "auto" else np.array([float(self.alpha)])
+        without = [
+            _subtracted(sums, fold).solve(alphas) if there else None
+            for fold, there in enumerate(filled)
+        ]
+        found, values, weights = self._held_out(parts, without, alphas.size)
+        error = np.square(self._back(found) - values) @ weights
+        best = int(np.argmin(error))
+        self.alpha_ = float(alphas[best])
+        exact = forward(self.target_transform, values)
+        self.residuals_ = Residuals.of(exact - found[best], weights)
+        missed = np.square(self._means(found[best]) - values)
+        self.held_out_rmse_ = float(np.sqrt(np.average(missed, weights=weights)))
+        coefficients, intercept = _subtracted(sums, -1).solve(alphas[[best]])
+        self.weights_ = coefficients[0].reshape(kernel, kernel, -1)
+        self.intercept_ = float(intercept[0])
+
+    def _usable(self, part: Part) -> tuple[NDArray[np.bool_], Floats]:
+        """Which vectors count, and how much."""
+        if (wrong := ~np.isfinite(part.values)).any() or (wrong := part.values < 0).any():
+            raise HeadError(
+                f"{wrong.sum()} labels are negative or infinity, the first is "
+                f"{part.values[np.argmax(wrong)]}",
+                "NaN marks what is not labelled",
+            )
+        error = np.maximum(part.errors, self.se_floor)
+        return complete_rows(part.rows), np.square(self.se_floor / error)
+
+    def _held_out(
+        self, parts: Any, without: list[Any], count: int
+    ) -> tuple[Floats, Floats, Floats]:
+        """Predict each fold by the fits without it: (penalties, n), their labels and weights."""
+        found: list[Floats] = [np.empty((count, 0))]
+        values: list[Floats] = [np.empty(0)]
+        counted: list[Floats] = [np.empty(0)]
+        rng = np.random.default_rng(self.random_state)
+        share = min(1.0, HELD_OUT / parts.count)
+        for part in parts:
+            keep, weights = self._usable(part)
+            keep &= rng.random(keep.size) < share
+            for fold in np.unique(part.folds[keep]):
+                at = keep & (part.folds == fold)
+                coefficients, intercepts = without[fold]
+                rows = part.rows[at].astype(np.float64, copy=False)
+                found.append(coefficients @ rows.T + intercepts[:, None])
+                values.append(part.values[at])
+                counted.append(weights[at])
+        return np.concatenate(found, axis=1), np.concatenate(values), np.concatenate(counted)
+
+    def _back(self, values: Floats) -> Floats:
+        return inverse(self.target_transform, values)
+
+    def _means(self, values: Floats) -> Floats:
+        return self.residuals_.expectation(self.target_transform, values)
+
+    def _regressed(self, block: Blocks) -> Floats:
+        return shifted_sum(project(block, self.weights_)) + self.intercept_
+
+    def _mapped(self, X: Any, function: Any, leading: tuple[int, ...], dtype: Any) -> Any:
+        check_is_fitted(self)
+        if not self._is_scene(X):
+            rows = self._checked(X)
+            if not (complete := complete_rows(rows)).all():
+                raise HeadError(
+                    f"{(~complete).sum()} of {len(rows)} vectors hold NaN, the first at "
+                    f"{int(np.argmin(complete))}",
+                    "leave them out; in the map of a scene missing tokens are NaN",
+                )
+            weights = self.weights_.sum((0, 1))
+            return function(rows.astype(np.float64) @ weights + self.intercept_)
+        scene = without_time(X).transpose("band", "y", "x")
+        data = apply_windows(
+            scene,
+            lambda planes: function(shifted_sum(planes) + self.intercept_).astype(dtype),
+            before=lambda block: project(block, self.weights_),
+            margin=len(self.weights_) // 2,
+            leading=leading,
+            dtype=dtype,
+        )
+        kept = {key: coord for key, coord in scene.coords.items() if "band" not in coord.dims}
+        extra = {"bound": ["lower", "upper"]} if leading else {}
+        mapped = xr.DataArray(
+            data, dims=(*extra, "y", "x"), coords={**kept, **extra}, name="prediction"
+        )
+        mapped.attrs = {
+            "long_name": "prediction",
+            "units": self.units,
+            **{k: scene.attrs[k] for k in ("nec_model",) if k in scene.attrs},
+        }
+        return georeferenced(mapped, scene)
+
+
+def _subtracted(sums: list[Sums], fold: int) -> Sums:
+    """Return the sums of all folds but one (-1: of all); adding them up anew loses no digits."""
+    total = Sums(sums[0].size)
+    for at, part in enumerate(sums):
+        if at != fold:
+            total = total + part
+    return total

@@ -1,0 +1,222 @@
+"""Labelled neighbourhoods of scenes and rows, in parts: what a regression is fitted on."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from nec.errors import HeadError
+from nec.heads.labels import LabelRaster
+from nec.heads.rules import Rows
+from nec.heads.windows import neighbour_rows, read_window, windows_of
+
+logger = logging.getLogger(__name__)
+
+# Bytes of rows that are kept between the passes over a scene; more are read again.
+CACHE = 1 << 28
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some labelled vectors.
+
+    Attributes
+    ----------
+    rows : numpy.ndarray
+        (n, d), of float32 or float64.
+    values : numpy.ndarray
+        (n,) float64 labels.
+    errors : numpy.ndarray
+        (n,) float64 standard errors; 0 where unknown.
+    folds : numpy.ndarray
+        (n,) the fold of each.
+    """
+
+    rows: Rows
+    values: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    folds: NDArray[np.intp]
+
+
+@dataclass(frozen=True, eq=False)
+class LabelledScene:
+    """An embedding with sparse labels and, where they are known, their standard errors."""
+
+    embedding: xr.DataArray
+    labels: LabelRaster
+    errors: LabelRaster | None
+
+    @classmethod
+    def of(cls, embedding: xr.DataArray, labels: Any, errors: Any) -> "LabelledScene":
+        """Lay labels and errors over an embedding (band, y, x).
+
+        Raises
+        ------
+        HeadError
+            The dimensions are others, or the labels do not fit; see `LabelRaster.over`.
+        """
+        if set(embedding.dims) != {"band", "y", "x"}:
+            raise HeadError(
+                f"the embedding has dimensions {embedding.dims}",
+                "pass (band, y, x), or a list of such arrays with a list of label maps",
+            )
+        embedding = embedding.transpose("band", "y", "x")
+        over = [
+            None if raster is None else LabelRaster.over(embedding, raster, ignore_index=None)
+            for raster in (labels, errors)
+        ]
+        if over[0] is None:
+            raise HeadError("there are no labels", "pass y (y, x), NaN where nothing is known")
+        return cls(embedding, over[0], over[1])
+
+    def windows(self) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
+        """Give the windows that hold labels, with their labels, cut to where those lie."""
+        for rows, columns in windows_of(self.embedding):
+            values = self.labels.means(rows, columns)
+            there = ~np.isnan(values)
+            if not there.any():
+                continue
+            y, x = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+            inner = (slice(y[0], y[-1] + 1), slice(x[0], x[-1] + 1))
+            yield (
+                slice(rows.start + int(y[0]), rows.start + int(y[-1]) + 1),
+                slice(columns.start + int(x[0]), columns.start + int(x[-1]) + 1),
+                values[inner],
+            )
+
+
+class SceneParts:
+    """Labelled neighbourhoods of several scenes, dealt into folds by spatial blocks.
+
+    Parameters
+    ----------
+    scenes : sequence of LabelledScene
+    kernel : int
+        Edge of the neighbourhoods, tokens.
+    folds : int
+        At most; fewer where there are fewer blocks.
+    block : int
+        Edge of a block, tokens; halved until there are as many labelled blocks as folds.
+    seed : int
+        Of the folds.
+    """
+
+    def __init__(
+        self, scenes: Sequence[LabelledScene], *, kernel: int, folds: int, block: int, seed: int
+    ) -> None:
+        self.scenes, self.kernel = list(scenes), kernel
+        self._cache: list[Part] | None = []
+        self.count = 0
+        while True:
+            blocks: set[tuple[int, int, int]] = set()
+            self.count = 0
+            for i, scene in enumerate(self.scenes):
+                for rows, columns, values in scene.windows():
+                    there = ~np.isnan(values)
+                    self.count += int(there.sum())
+                    y, x = _blocks(rows, block)[:, None], _blocks(columns, block)[None, :]
+                    blocks |= {
+                        (i, int(b), int(a))
+                        for b, a in set(
+                            zip(
+                                np.broadcast_to(y, there.shape)[there].tolist(),
+                                np.broadcast_to(x, there.shape)[there].tolist(),
+                                strict=True,
+                            )
+                        )
+                    }
+            if len(blocks) >= folds or block == 1:
+                break
+            block //= 2
+        self.block = block
+        self.folds = min(folds, len(blocks))
+        if 0 < self.folds < folds:
+            logger.warning("labels lie in %d block(s) only: as many folds", self.folds)
+        order = np.random.default_rng(seed).permutation(len(blocks))
+        self._fold = {
+            name: int(order[at] % max(self.folds, 1)) for at, name in enumerate(sorted(blocks))
+        }
+
+    def __iter__(self) -> Iterator[Part]:
+        """Give all parts; rows are kept for the next time where they are few."""
+        if self._cache:
+            yield from self._cache
+            return
+        keep = self._cache is not None
+        kept: list[Part] = []
+        size = 0
+        for i, scene in enumerate(self.scenes):
+            for rows, columns, values in scene.windows():
+                part = self._part(i, scene, rows, columns, values)
+                size += part.rows.nbytes
+                if keep and size <= CACHE:
+                    kept.append(part)
+                else:
+                    keep, kept = False, []
+                yield part
+        self._cache = kept if keep else None
+
+    def _part(
+        self,
+        number: int,
+        scene: LabelledScene,
+        rows: slice,
+        columns: slice,
+        values: NDArray[np.float64],
+    ) -> Part:
+        there = ~np.isnan(values)
+        block = read_window(scene.embedding, rows, columns, self.kernel // 2)
+        y, x = np.nonzero(there)
+        by = _blocks(rows, self.block)[y].tolist()
+        bx = _blocks(columns, self.block)[x].tolist()
+        folds = [self._fold[number, b, a] for b, a in zip(by, bx, strict=True)]
+        errors = np.zeros(y.size)
+        if scene.errors is not None:
+            errors = np.nan_to_num(scene.errors.means(rows, columns)[there])
+        return Part(
+            neighbour_rows(block, there, self.kernel), values[there], errors, np.array(folds)
+        )
+
+
+class RowParts:
+    """Labelled rows, dealt into folds by group, in memory.
+
+    Parameters
+    ----------
+    rows, values, errors : numpy.ndarray
+        (n, d), (n,) and (n,).
+    groups : numpy.ndarray or None
+        (n,) rows of one group stay in one fold; each row is one of its own without.
+    folds, seed : int
+        See `SceneParts`.
+    """
+
+    def __init__(
+        self,
+        rows: Rows,
+        values: NDArray[np.float64],
+        errors: NDArray[np.float64],
+        *,
+        groups: NDArray[Any] | None,
+        folds: int,
+        seed: int,
+    ) -> None:
+        names = (
+            np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
+        )
+        count = int(names.max()) + 1
+        self.folds, self.count = min(folds, count), len(rows)
+        order = np.random.default_rng(seed).permutation(count) % self.folds
+        self._part = Part(rows, values, errors, order[names])
+
+    def __iter__(self) -> Iterator[Part]:
+        """Give the one part that there is."""
+        yield self._part
+
+
+def _blocks(window: slice, edge: int) -> NDArray[np.int64]:
+    return np.arange(window.start, window.stop, dtype=np.int64) // edge

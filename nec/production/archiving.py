@@ -1,0 +1,222 @@
+"""`encode_archive`: many scenes to a folder of stores, a store each."""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nec.archive import discard, is_of_earlier_source, is_sealed, seal
+from nec.errors import NecError
+from nec.model import Model, load_model
+from nec.production.encoding import running
+from nec.production.job import Job, job_of
+from nec.production.journal import Journal, Progress
+from nec.production.measures import EncodeReport
+from nec.production.run import Filling, fill, write_path
+from nec.production.scenes import SceneEntry, find_scenes
+from nec.production.work import Retries, full, is_full, passing, reason_of
+
+logger = logging.getLogger(__name__)
+
+# Scenes that are opened (their files digested) while tasks of earlier ones are under way.
+_AHEAD = 2
+
+
+@dataclass(frozen=True)
+class ArchiveReport:
+    """What `encode_archive` did.
+
+    Attributes
+    ----------
+    folder : Path
+        Of the stores.
+    stores : dict of str to EncodeReport
+        By name of the scene; of scenes that could be opened and were not sealed before.
+    sealed : tuple of str
+        Scenes whose sealed store was there already.
+    failures : dict of str to str
+        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``).
+    progress : Progress
+        The last state: pixels, bytes and seconds of this run.
+    """
+
+    folder: Path
+    stores: dict[str, EncodeReport]
+    sealed: tuple[str, ...]
+    failures: dict[str, str]
+    progress: Progress
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing failed."""
+        return not self.failures
+
+
+def encode_archive(
+    source: str | Path | Sequence[str | Path],
+    folder: str | Path,
+    *,
+    model: str | Path | Model = "nec-tiny",
+    workers: int | None = None,
+    scheduler: str | None = None,
+    retries: Retries | None = None,
+    log: str | Path | None = None,
+    sealing: bool = False,
+    progress: Callable[[Progress], None] | None = None,
+    **options: Any,
+) -> ArchiveReport:
+    """Encode many scenes to a folder of stores; run again, it does exactly what is missing.
+
+    A scene that cannot be read, in whole or in part, is reported, and the others go on. A scene
+    whose file has been replaced since a part of it failed is encoded anew; one that was complete
+    and has changed since is reported, and its store left as it is.
+
+    Parameters
+    ----------
+    source : path, or sequence of them
+        See `find_scenes`.
+    folder : path
+        Of the stores: ``NAME.zarr`` for each scene.
+    model : str, path or Model
+    workers, scheduler, retries, progress
+        See `nec.encode`.
+    log : path, optional
+        ``encode.jsonl`` in `folder` by default; see `Journal`.
+    sealing : bool
+        Seal each store when it is complete.
+    **options
+        Further ones of `nec.encode`, the same for all scenes; those of a table come first.
+
+    Returns
+    -------
+    ArchiveReport
+
+    Raises
+    ------
+    SceneError
+        If there is no scene, or two have one name.
+    StoreError
+        If the disk is full.
+    ModelError, SchedulerError
+        As `nec.encode`.
+    """
+    out = write_path(folder)
+    scenes = find_scenes(source)
+    retries = retries or Retries()
+    model = model if isinstance(model, Model) else load_model(model)
+    stores: dict[str, EncodeReport] = {}
+    sealed: list[str] = []
+    failures: dict[str, str] = {}
+    path = Path(log) if log is not None else out / "encode.jsonl"
+    with Journal(len(scenes), progress=progress, log=path) as journal:
+
+        def finished(store: Filling, report: EncodeReport) -> None:
+            stores[store.name] = report
+            for task, reason in report.failures.items():
+                failures[f"{store.name}, shard {task}"] = reason
+            if sealing and not report.failed:
+                seal(report.store)
+            journal.settled(store.name, bad=bool(report.failed), **report.summary())
+
+        def opened() -> Iterator[Filling]:
+            for entry, found in _opened_ahead(scenes, out, model, retries, options):
+                match found:
+                    case Filling():
+                        yield found
+                    case str():
+                        failures[entry.name] = found
+                        journal.settled(entry.name, bad=True, opened=False, reason=found)
+                    case None:
+                        sealed.append(entry.name)
+                        journal.settled(entry.name, bad=False, opened=False, sealed=True)
+
+        with running(scheduler, workers, retries) as engine:
+            journal.start(engine, model=model.name)
+            fill(opened(), engine, journal, finished=finished)
+        last = journal.progress
+        journal.write(
+            "end",
+            scenes=len(scenes),
+            stores=len(stores) + len(sealed),
+            failed=last.scenes_failed,
+            failures=failures,
+            pixels=last.pixels,
+            bytes_in=last.bytes_in,
+            bytes_out=last.bytes_out,
+            seconds=round(last.seconds, 3),
+        )
+    return ArchiveReport(out, stores, tuple(sealed), failures, last)
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """A scene that is to be opened, no earlier than `not_before` (monotonic seconds)."""
+
+    entry: SceneEntry
+    number: int = 1
+    not_before: float = 0.0
+
+
+def _opened_ahead(
+    scenes: Sequence[SceneEntry],
+    folder: Path,
+    model: Model,
+    retries: Retries,
+    options: Mapping[str, Any],
+) -> Iterator[tuple[SceneEntry, Filling | str | None]]:
+    """Open scenes one by one, a few before they are needed.
+
+    One that cannot be read is tried again after the others, so that it holds up none.
+
+    Yields
+    ------
+    tuple of SceneEntry and Filling, str or None
+        What is to be filled; or why the scene cannot be; or None where it is there and sealed.
+    """
+    queue = deque(_Attempt(entry) for entry in scenes)
+
+    def open_one(attempt: _Attempt) -> Filling | str | _Attempt | None:
+        time.sleep(max(0.0, attempt.not_before - time.monotonic()))
+        entry = attempt.entry
+        try:
+            job = job_of(entry.source, model=model, **{**options, **entry.options})
+            return _filling(entry, job, folder / f"{entry.name}.zarr")
+        except Exception as error:  # whatever a bad scene brings about
+            if is_full(error):
+                raise full(folder, error) from error
+            if not isinstance(error, NecError):
+                logger.warning("%s", entry.source, exc_info=True)
+            if attempt.number <= retries.count and passing(error):
+                later = time.monotonic() + retries.seconds(attempt.number)
+                return _Attempt(entry, attempt.number + 1, later)
+            return reason_of(error)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="nec-open") as pool:
+        waiting: deque[tuple[SceneEntry, Future[Filling | str | _Attempt | None]]] = deque()
+        try:
+            while queue or waiting:
+                while queue and len(waiting) < _AHEAD:
+                    attempt = queue.popleft()
+                    waiting.append((attempt.entry, pool.submit(open_one, attempt)))
+                entry, future = waiting.popleft()
+                found = future.result()
+                if isinstance(found, _Attempt):
+                    queue.append(found)
+                else:
+                    yield entry, found
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _filling(entry: SceneEntry, job: Job, store: Path) -> Filling | None:
+    if is_sealed(store, job.fingerprint_digest):
+        seal(store)  # a sealing that was cut short is brought to its end
+        return None
+    if is_of_earlier_source(store, job.fingerprint_digest, job.attributes):
+        logger.warning("%s was replaced after a part of it failed: encoding it anew", entry.source)
+        discard(store)
+    return Filling(entry.name, job, job.writer(store))

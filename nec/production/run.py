@@ -1,0 +1,169 @@
+"""A run: stores filled task by task, a bounded number of tasks under way at any time."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nec.archive import StoreWriter, Task
+from nec.errors import StoreError
+from nec.production.engine import Engine
+from nec.production.job import Job
+from nec.production.journal import Journal
+from nec.production.measures import EncodeReport, report
+from nec.production.work import Outcome, reason_of
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Filling:
+    """A store that is being filled.
+
+    Attributes
+    ----------
+    name : str
+        Of the scene, for the log.
+    job : Job
+    writer : StoreWriter
+    pending : list of Task
+        What is not done yet.
+    """
+
+    name: str
+    job: Job
+    writer: StoreWriter
+    pending: list[Task] = field(init=False)
+    resumed: int = field(init=False)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pending = self.writer.pending()
+        self.left = len(self.pending)
+        self.resumed = len(self.job.layout.tasks()) - self.left
+
+    def announce(self, journal: Journal) -> None:
+        """Tell the journal of the store."""
+        sizes = {task: self.job.source.size(task).pixels for task in self.job.layout.tasks()}
+        journal.opened(
+            self.name,
+            tasks=len(sizes),
+            done=self.resumed,
+            pixels=sum(sizes.values()),
+            pending=sum(sizes[task] for task in self.pending),
+        )
+
+    def finish(self) -> EncodeReport:
+        """Add up the receipts, and write what the store says of itself."""
+        outcome = report(self.writer, self.writer.path, self.resumed)
+        own: dict[str, Any] = {
+            "cosine": {
+                "mean": outcome.cosine_mean,
+                "p01": outcome.cosine_p01,
+                "min": outcome.cosine_min,
+            },
+            "vectors": outcome.vectors,
+            "bytes_per_vector": sum(outcome.payload_bytes.values()) / max(outcome.vectors, 1),
+        }
+        if outcome.seam:
+            own["seam"] = outcome.seam
+        self.writer.finish({"nec": _without_nan(own)})
+        if outcome.vectors == 0 and not outcome.failed:
+            log.warning("%s holds no valid vector: the source is all nodata", self.writer.path)
+        return outcome
+
+
+def fill(
+    stores: Iterable[Filling],
+    engine: Engine,
+    journal: Journal,
+    *,
+    finished: Callable[[Filling, EncodeReport], None],
+) -> None:
+    """Fill stores, one after the other, each task as soon as a thread is free.
+
+    Parameters
+    ----------
+    stores : iterable of Filling
+        Taken one by one, as the tasks of those before are under way.
+    engine : Engine
+    journal : Journal
+    finished : callable
+        Called with a store and its report when its last task is done.
+
+    Raises
+    ------
+    StoreError
+        No task can go on, as on a full disk. What is done stays done.
+    """
+    under_way: dict[Future[Outcome], tuple[Filling, Task]] = {}
+
+    def settle(*, least: int) -> None:
+        """Wait until no more than `least` tasks are under way."""
+        while len(under_way) > least:
+            done, _ = wait(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                store, task = under_way.pop(future)
+                journal.did(store.name, _outcome(future, store, task))
+                store.left -= 1
+                if not store.left:
+                    finished(store, store.finish())
+
+    for store in stores:
+        store.announce(journal)
+        if not store.left:
+            finished(store, store.finish())
+        for task in store.pending:
+            settle(least=engine.capacity - 1)
+            under_way[engine.submit(store.job, store.writer, task)] = (store, task)
+    settle(least=0)
+
+
+def _outcome(future: "Future[Outcome]", store: Filling, task: Task) -> Outcome:
+    """Return what became of a task; a worker that is lost too often is a failure like others."""
+    try:
+        return future.result()
+    except StoreError:
+        raise
+    except (Exception, CancelledError) as error:
+        reason = f"lost with its worker: {reason_of(error)}"
+        log.warning("task %s of %s: %s", task.name, store.name, reason)
+        store.writer.fail(task, reason)
+        return Outcome(task, "failed", reason, 1, store.job.source.size(task))
+
+
+@contextmanager
+def one_torch_thread(*, active: bool) -> Iterator[None]:
+    """Give torch one thread while ours share the cores: 2 x 1 beats 1 x 2."""
+    if not active:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def write_path(path: str | Path) -> Path:
+    """Return a local path; StoreError for a URL, which stores are not written to."""
+    if "://" in str(path):
+        raise StoreError(f"{path} is not a local path", "write to a local folder and upload it")
+    return Path(path)
+
+
+def _without_nan(value: Any) -> Any:
+    """Return JSON types with NaN as None and floats rounded to what is significant."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, 6)
+    return value

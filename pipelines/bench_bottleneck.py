@@ -1,0 +1,271 @@
+"""Compare trained bottlenecks with the transform codec at equal bytes, on training-side images.
+
+    python pipelines/bench_bottleneck.py ../shared/data runs/bottleneck runs/hyperprior
+
+Photos that were kept out of the bottlenecks' training (and are none of the test pool) are coded
+100 to a chunk, and the bytes of those chunks are counted; a hyperprior's bits are an estimate,
+and marked so. Heads are fitted on decoded embeddings of the photos that were trained on. Beside
+the probe's accuracy stands what share of the float embedding's variance a linear map does not
+find in the decoded one: of tokens, and of the whitened mean of an image. The
+average byte saving is at equal such shares. Writes ``docs/benchmarks/bottleneck.{json,png}``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from encoder_bench.probes import probe
+from fit_compressors import GAMMA
+from numpy.typing import NDArray
+from sklearn.decomposition import PCA
+from torch import Tensor
+from train_bottleneck import LADDER, load_network, pieces
+from trunk import WEIGHTS, Targets, features_of, load_parts
+
+from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
+from nec.compressor import Compressor
+from nec.evaluate import RateCurve
+from nec.model import ENCODER, load_model
+
+BASE = "transform codec"
+SHARES = tuple(WEIGHTS)
+
+
+def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
+    """Return decoded features (n, dim, y, x), and the bytes of each image: its chunk's share."""
+    decoded, sizes = [], []
+    for piece in pieces(features):
+        data = compressor.encode(piece)
+        decoded.append(compressor.decode(data))
+        sizes += [len(data) / len(piece)] * len(piece)
+    return torch.from_numpy(np.concatenate(decoded)).permute(0, 3, 1, 2), np.array(sizes)
+
+
+def estimate(
+    bottleneck: Bottleneck, features: Tensor, rate: int
+) -> tuple[Tensor, NDArray[np.float64]]:
+    """Return decoded features and estimated bytes of each image."""
+    with torch.no_grad():
+        parts = [bottleneck(f, rate) for f in features.split(50)]
+    bits = torch.cat([p.bits for p in parts])
+    return torch.cat([p.features for p in parts]), bits.double().numpy() / 8
+
+
+def average_saving(
+    ours: list[tuple[float, float]], base: list[tuple[float, float]]
+) -> float | None:
+    """Return the mean share of bytes saved at equal quality, of (bytes, unexplained share).
+
+    Bytes and shares are interpolated in logarithms, over the range that both reach.
+    """
+    curves = (RateCurve.of((size, -np.log(share)) for size, share in p) for p in (ours, base))
+    saving = next(curves).saving_over(next(curves))
+    return None if saving is None else round(saving, 4)
+
+
+def plot(table: dict, out: Path) -> None:
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
+
+    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    for name, rows in table["rows"].items():
+        size = [r["bytes_per_image"] for r in rows]
+        style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-"}
+        axes[0].plot(size, [100 * r["accuracy"]["value"] for r in rows], label=name, **style)
+        for ax, share in zip(axes[1:], ("embedding", "pooled_mean"), strict=True):
+            ax.plot(size, [r["unexplained"][share] for r in rows], label=name, **style)
+    for name, row in table["trivial"].items():
+        at = (row["bytes_per_image"], 100 * row["accuracy"]["value"])
+        axes[0].plot(*at, "k+")
+        axes[0].annotate(name, at, fontsize=7, ha="right", va="top")
+    axes[0].axhline(100 * table["float"]["value"], color="grey", linewidth=1)
+    titles = (
+        "accuracy of a linear probe, %",
+        "tokens: unexplained",
+        "mean, deviation: unexplained",
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set(xscale="log", xlabel="bytes an image", title=title)
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xticks((10, 30, 100, 300), ("10", "30", "100", "300"))
+    axes[1].legend(fontsize=8)
+    figure.savefig(out, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of train_bottleneck.py")
+    parser.add_argument("--model", type=Path, default=Path("nec/weights/nec-tiny"))
+    parser.add_argument("--tokens", type=Path, default=Path("runs/trunk"))
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--photos", type=int, default=100_000)
+    parser.add_argument("--others", type=int, default=1536)
+    parser.add_argument("--sample", type=int, default=800, help="as the bottlenecks' tables had")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/bottleneck"))
+    args = parser.parse_args()
+
+    states = {
+        run.name: torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+        for run in args.runs
+    }
+    depths = {state["recipe"]["blocks"] for state in states.values()}
+    if len(depths) > 1:
+        parser.error(f"runs train {depths} last blocks: compare runs of one depth")
+    blocks = int(depths.pop())
+    network, _ = load_network(args.model)
+    end = EncoderEnd(network, blocks=blocks)
+    photos, *parts = load_parts(
+        args.data,
+        args.split,
+        args.tokens,
+        network,
+        end,
+        weights=args.model / ENCODER,
+        photos=args.photos,
+        others=args.others,
+    )
+    train, test = np.flatnonzero(~photos.held_out), np.flatnonzero(photos.held_out)
+    floats = features_of(end, parts[0].tokens)
+    targets = Targets(network, floats[train])
+    chips = torch.from_numpy(parts[0].chips[:, :3].astype(np.float32))
+    chips = torch.cat((chips, torch.full_like(chips, torch.nan)), 1)
+    goals = {k: v for k, v in targets.of(floats, chips).items() if k in SHARES}
+    # Bands that photos lack teach nothing here.
+    goals = {k: v[..., ~v.flatten(0, -2)[0].isnan()] for k, v in goals.items()}
+
+    def unexplained(decoded: Tensor) -> dict[str, float]:
+        sizes = {k: v.shape[-1] for k, v in goals.items()}
+        judge = Distillation(decoded.shape[1], sizes, WEIGHTS)
+        judge.start(decoded[train], {k: v[train] for k, v in goals.items()})
+        with torch.no_grad():
+            found = judge(decoded[test], {k: v[test] for k, v in goals.items()})
+        return {k: round(float(found[k]), 5) for k in goals}
+
+    def spread(rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        return rows[:: max(1, len(rows) // args.sample)]
+
+    sample = pieces(floats[spread(train)])
+    sample += pieces(features_of(end, parts[1].tokens[spread(np.arange(len(parts[1].tokens)))]))
+    rows: dict[str, list[dict]] = {}
+    vectors: dict[tuple[str, int], NDArray[np.float32]] = {}
+
+    def add(name: str, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool) -> None:
+        rows.setdefault(name, []).append(
+            {
+                "bytes_per_image": round(float(size[test].mean()), 3),
+                "estimated": estimated,
+                "unexplained": unexplained(decoded),
+            }
+        )
+        vectors[name, len(rows[name]) - 1] = decoded.flatten(2).mean(2).numpy()
+        print(name, rows[name][-1], flush=True)
+
+    def add_compressors(name: str, features: Tensor, compressors: list[Compressor]) -> None:
+        for compressor in compressors:
+            # Images that a head is fitted on share no chunk with those it is tested on.
+            decoded, size = torch.empty_like(features), np.empty(len(features))
+            for part in (train, test):
+                decoded[part], size[part] = code(compressor, features[part])
+            add(name, decoded, size, estimated=False)
+
+    basis, fitted = None, []
+    for size in LADDER:
+        fitted.append(Compressor.fit(sample, bytes_per_vector=size, basis=basis, gamma=GAMMA))
+        basis = fitted[0].basis
+    add_compressors(BASE, floats, fitted)
+    shipped = load_model(args.model).compressors
+    add_compressors("as shipped", floats, list(shipped.values()))
+    training = {}
+    for run in args.runs:
+        record = json.loads((run / "training.json").read_text())
+        state = states[run.name]
+        kind, rank = state["recipe"]["kind"], state["recipe"]["rank"]
+        own, _ = load_network(args.model)
+        last = EncoderEnd(own, blocks=blocks)
+        modules = state["trainer"]["modules"]
+        last.load_state_dict(
+            {k.removeprefix("end."): v for k, v in modules.items() if k.startswith("end.")}
+        )
+        features = features_of(last, parts[0].tokens)
+        if kind == "hyperprior":
+            bottleneck = Bottleneck(
+                features.shape[1],
+                len(LADDER),
+                kind=kind,
+                rank=None if rank == "None" else int(rank),
+            )
+            bottleneck.load_state_dict(
+                {
+                    k.removeprefix("bottleneck."): v
+                    for k, v in modules.items()
+                    if k.startswith("bottleneck.")
+                }
+            )
+            bottleneck.eval()
+            for rate in range(len(LADDER)):
+                add(run.name, *estimate(bottleneck, features, rate), estimated=True)
+        else:
+            ladder = [Compressor.load(run / "ladder" / f"{size}.json") for size in LADDER]
+            add_compressors(run.name, features, ladder)
+        training[run.name] = record
+
+    pooled = {}
+    means = floats.flatten(2).mean(2).numpy()
+    for k in (8, 16, 32):
+        scores = PCA(k).fit(means[train]).transform(means)
+        step = np.abs(scores[train]).max(0) / 127
+        pooled[f"pooled, PCA-{k} int8"] = (np.rint(scores / step).clip(-128, 127) * step, k)
+    splits, units = [(train, test)], np.arange(len(means))
+    trivial: dict[str, dict] = {}
+    for at in range(len(LADDER)):
+        here = {f"{n}": v for (n, i), v in vectors.items() if i == at}
+        found = probe(
+            {"float": means, **here, **{n: v[0].astype(np.float32) for n, v in pooled.items()}},
+            photos.labels,
+            splits,
+            units,
+            reference=BASE,
+        )
+        for name in here:
+            rows[name][at]["accuracy"] = found[name]["linear"]["accuracy"]
+        reference = found["float"]["linear"]["accuracy"]
+        trivial = {
+            n: {"bytes_per_image": v[1], "accuracy": found[n]["linear"]["accuracy"]}
+            for n, v in pooled.items()
+        }
+        for entry in (*trivial.values(), {"accuracy": reference}):
+            for key in ("difference", "no_worse"):
+                entry["accuracy"].pop(key, None)
+    saving = {
+        name: {
+            share: average_saving(
+                *(
+                    [(r["bytes_per_image"], r["unexplained"][share]) for r in rows[n]]
+                    for n in (name, BASE)
+                )
+            )
+            for share in SHARES
+        }
+        for name in rows
+        if name != BASE
+    }
+    table = {
+        "command": "python pipelines/bench_bottleneck.py ../shared/data "
+        + " ".join(run.name for run in args.runs),
+        "photos": {"train": len(train), "test": len(test)},
+        "float": reference,
+        "rows": rows,
+        "trivial": trivial,
+        "bytes_saved_at_equal": saving,
+        "training": training,
+    }
+    args.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
+    plot(table, args.out.with_suffix(".png"))
+    print(json.dumps(saving, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Measure the heads: biomass and segmentation on embeddings beside forests and a U-Net.
+
+    python pipelines/bench_heads.py ../shared/data --out docs/benchmarks/heads
+
+Writes OUT.json and OUT.png; parts that are not asked for keep what an earlier call found with
+the same weights, so that the command may be run part by part. All rows of a part see the same
+pixels and the same labels, and are tested on places that none of them has seen.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from encoder_bench.encoders import encoder_of
+from heads_bench import biomass, segmentation
+from heads_bench.figure import draw
+
+from nec.model import load_model
+
+PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/heads"))
+    parser.add_argument("--work", type=Path, help="folder for stores, to keep them between runs")
+    parser.add_argument("--model", default="nec-tiny", help="a model's name or folder")
+    parser.add_argument("--folds", type=int, default=6, help="folds of spatial blocks")
+    parser.add_argument("--steps", type=int, default=600, help="training steps of a U-Net")
+    parser.add_argument(
+        "--parts", default="all", help="biomass, segmentation, or single names, with commas"
+    )
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    logging.getLogger("heads_bench").setLevel(logging.INFO)
+    model = load_model(args.model)
+    twin = encoder_of(None, model.encoder.network.config)
+    with tempfile.TemporaryDirectory() as scratch:
+        args.work = args.work or Path(scratch)
+        groups = {
+            name: dict(room.parts_of(args, model, twin))
+            for name, room in {"biomass": biomass, "segmentation": segmentation}.items()
+        }
+        run(args, groups, model.weights_sha256)
+
+
+def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str) -> None:
+    """Run the parts that are asked for, by name or by group, and merge them into what is there."""
+    jobs = {name: job for group in groups.values() for name, job in group.items()}
+    asked = list(groups) if args.parts == "all" else args.parts.split(",")
+    wanted = [part for name in asked for part in groups.get(name, [name])]
+    if unknown := set(wanted) - set(jobs):
+        raise SystemExit(
+            f"no such part: {', '.join(unknown)} (parts: {', '.join([*groups, *jobs])})"
+        )
+    target = args.out.with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "weights_sha256": digest,
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "cores": os.cpu_count(),
+        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
+    }
+    if target.exists():
+        before = json.loads(target.read_text())
+        if before.get("weights_sha256") == digest:
+            results |= {part: before[part] for part in jobs if part in before}
+    for part in wanted:
+        start = time.perf_counter()
+        results[part] = jobs[part]()
+        results[part]["seconds"] = round(time.perf_counter() - start, 1)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        show(part, results[part])
+    draw(results, list(jobs), args.out.with_suffix(".png"))
+
+
+def show(name: str, part: dict[str, Any]) -> None:
+    """Print what a part found."""
+    print(f"== {name} ({part['seconds']} s): {part['task']}", flush=True)
+    for row, entry in part["rows"].items():
+        for kind in (k for k in ("all", "forest", "pixels") if k in entry):
+            cells = [
+                f"{metric} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+                for metric, value in entry[kind].items()
+                if isinstance(value, dict)
+            ]
+            count = entry.get("parameters")
+            print(f"  {row:62s} {kind:7s} {count or '':>8} {'  '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

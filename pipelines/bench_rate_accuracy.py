@@ -1,0 +1,389 @@
+"""Accuracy against bytes: our streams, codecs on pixels, and simpler codings of embeddings.
+
+    python pipelines/bench_rate_accuracy.py ../shared/data
+    python pipelines/bench_rate_accuracy.py ../shared/data --models runs/bottleneck/model
+    python pipelines/bench_rate_accuracy.py ../shared/data --train 300 --test 300 --ucmerced 84
+
+Every row codes the images of a task in its own way, and a linear probe is fitted to what is
+decoded of the training images: pixels that were coded go through the same encoder and get a head
+of their own. Whatever is fitted is fitted to training images. Rows are paired with the encoder's
+float32 tokens of the raw pixels, pooled alike. Vectors of each row are kept in --work, so a run
+that was stopped goes on where it was. Rows whose library is missing (``pip install nec[bench]``)
+are left out, and named. Writes OUT.json and OUT.png; write_rates_page.py makes the page.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import re
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from encoder_bench.probes import probe
+from main_job.statistics import pixel_statistics
+from rate_bench.embeddings import (
+    FALLOFF,
+    Embeddings,
+    Ladder,
+    code_floats,
+    code_pooled,
+    code_principal,
+    code_product,
+    code_stream,
+    code_uniform,
+    ladder_of,
+)
+from rate_bench.figure import draw
+from rate_bench.pixels import LADDERS, code_pixels
+from rate_bench.tasks import (
+    MEAN,
+    ROUGH,
+    Coded,
+    Fold,
+    Progress,
+    Task,
+    eurosat,
+    folder_of,
+    pooled_both,
+    tokens_of,
+    ucmerced_folds,
+)
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from nec.compressor import Compressor
+from nec.evaluate import compare_rates
+from nec.model import Model, load_model
+
+REFERENCE = "tokens, float32"
+STREAM = "transform codec"
+MARGIN = 0.01
+TASKS = ("eurosat_rgb", "ucmerced")
+PACKAGES = ("numpy", "torch", "scikit-learn", "pillow", "imagecodecs", "faiss-cpu", "constriction")
+POOLED = (("PCA-k int8", (4, 8, 16, 32, 64)), ("PCA-k int8, zstd", (8, 16, 32, 64)))
+PRINCIPAL, PARTS = (1, 2, 4, 8, 16, 32), ((1, 4), (1, 8), (2, 8), (4, 8))
+STEPS = (4.0, 2.0, 1.0, 0.5, 0.25)
+
+# Makes a row of a fold; None where a library is missing.
+Make = Callable[[int, Progress], Coded | None]
+
+
+class Rows:
+    """The rows of a task: made once, kept in a folder, put together over the folds."""
+
+    def __init__(self, task: Task, folder: Path, bars: Bars) -> None:
+        self.task, self.folder, self._bars = task, folder, bars
+        self.rows: dict[str, dict[str, list[Coded]]] = {}
+        self.missing: list[str] = []
+        self._images = bars.add_task("", total=1)
+        self._count = bars.add_task(f"{task.name}: rows", total=None)
+
+    def progress(self, text: str) -> Progress:
+        """Show what is being done."""
+        self._bars.reset(self._images, description=text)
+        return lambda done, total: self._bars.update(self._images, completed=done, total=total)
+
+    def add(
+        self, method: str, setting: str, make: Make, *, every_fold: bool = True, key: str = ""
+    ) -> None:
+        """Make a row, or take what an earlier run kept.
+
+        `every_fold`: the folds differ. `key` names what else a kept row hangs on.
+        """
+        count = len(self.task.folds) if every_fold else 1
+        found = []
+        for at in range(count):
+            path = self.folder / f"{_file(method)}-{_file(setting + key)}-{at}.npz"
+            if not path.exists():
+                coded = make(at, self.progress(f"{method} {setting}"))
+                if coded is None:
+                    self.missing.append(f"{method} {setting}".strip())
+                    return
+                coded.save(path)
+            found.append(Coded.load(path))
+        found *= len(self.task.folds) // count
+        self.rows.setdefault(method, {})[setting] = found
+        self._bars.advance(self._count)
+
+    def probed(self) -> dict[str, Any]:
+        """Probe all rows of each pooling; entries of the table by pooling, method and setting."""
+        images, folds = self.task.images, self.task.folds
+        n = len(images.labels)
+        splits = [(a + i * n, b + i * n) for i, (a, b) in enumerate(folds)]
+        labels, units = np.tile(images.labels, len(folds)), np.tile(np.arange(n), len(folds))
+        table: dict[str, Any] = {}
+        for pooling in (MEAN, ROUGH):
+            named = {
+                (method, setting): coded
+                for method, of in self.rows.items()
+                for setting, coded in of.items()
+                if pooling in coded[0].vectors
+            }
+            vectors = {
+                " | ".join(key): np.concatenate([c.vectors[pooling] for c in coded])
+                for key, coded in named.items()
+            }
+            self.progress(f"probes, {pooling}")
+            found = probe(
+                vectors, labels, splits, units, reference=f"{REFERENCE} | ", heads=("linear",)
+            )
+            methods: dict[str, list[dict[str, Any]]] = {}
+            for (method, setting), coded in named.items():
+                entry = found[f"{method} | {setting}"]["linear"]
+                methods.setdefault(method, []).append(
+                    {"setting": setting}
+                    | {
+                        "bytes_per_image": round(float(np.mean([c.size for c in coded])), 3),
+                        "encode_ms": round(float(np.mean([c.encode_ms for c in coded])), 3),
+                        "decode_ms": round(float(np.mean([c.decode_ms for c in coded])), 3),
+                        "accuracy": entry["accuracy"],
+                        "chosen": entry["chosen"],
+                    }
+                )
+            majority = found["majority class"]["linear"]["accuracy"]
+            table[pooling] = {"rows": methods, "majority_class": majority}
+        return table
+
+
+def _file(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "_", name)
+
+
+def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
+    """Add what codes tokens; return the encoder's milliseconds an image."""
+    task, folder = rows.task, rows.folder
+    tokens, ms = tokens_of(
+        model.encoder, task.images, folder / "tokens.npy", rows.progress("raw pixels: encoder")
+    )
+
+    def of(fold: int, own: Any = tokens) -> Embeddings:
+        return Embeddings(task, task.folds[fold], own)
+
+    rows.add(REFERENCE, "", lambda f, p: code_floats(of(f), "float32", p))
+    rows.add("tokens, float16", "", lambda f, p: code_floats(of(f), "float16", p))
+    for falloff, name in ((1.0, STREAM), (FALLOFF, f"{STREAM}, falloff {FALLOFF}")):
+        add_ladder(rows, of, falloff, name)
+    for rate, compressor in model.compressors.items():
+        rows.add(
+            "as shipped",
+            rate,
+            lambda f, p, c=compressor: code_stream(of(f), c, p),
+            key=compressor.digest,
+        )
+    for path in models:
+        own = load_model(path)
+        name = f"learned: {path.parent.name}/{path.name}"
+        theirs, _ = tokens_of(
+            own.encoder,
+            task.images,
+            folder / f"tokens-{own.weights_sha256[:12]}.npy",
+            rows.progress(f"{name}: encoder"),
+        )
+        ladder = {p.stem: Compressor.load(p) for p in ladder_of(path)} or own.compressors
+        rows.add(
+            f"{name}, float32",
+            "",
+            lambda f, p, t=theirs: code_floats(of(f, t), "float32", p),
+            key=own.weights_sha256[:8],
+        )
+        for rate, c in ladder.items():
+            rows.add(
+                name,
+                rate,
+                lambda f, p, c=c, t=theirs: code_stream(of(f, t), c, p),
+                key=f"{c.digest[:8]}{own.weights_sha256[:8]}",
+            )
+    for step in STEPS:
+        rows.add(
+            "KLT, uniform steps, order-0",
+            f"{step:g}",
+            lambda f, p, s=step: code_uniform(of(f), s, p),
+        )
+    for packed, name in ((False, "tokens, PCA-k int8"), (True, "tokens, PCA-k int8, zstd")):
+        for k in PRINCIPAL:
+            rows.add(name, str(k), lambda f, p, k=k, z=packed: code_principal(of(f), k, z, p))
+    for parts, bits in PARTS:
+        rows.add(
+            "tokens, PQ",
+            f"{parts} x {bits}",
+            lambda f, p, m=parts, b=bits: code_product(of(f), m, b, p),
+        )
+    both = pooled_both(np.asarray(tokens))
+    for pooling, vectors in both.items():
+        add_pooled(rows, f"pooled, {pooling}", vectors, pooling)
+    return ms
+
+
+def add_ladder(rows: Rows, of: Callable[[int], Embeddings], falloff: float, name: str) -> None:
+    """Add the transform codec at each size of the ladder; a fold's rates share a basis."""
+    task = rows.task
+    ladders: dict[int, Ladder] = {}
+
+    def make(fold: int, size: float, progress: Progress) -> Coded:
+        if fold not in ladders:
+            ladders[fold] = Ladder(of(fold), falloff)
+        return code_stream(of(fold), ladders[fold].fit(size), progress)
+
+    for size in task.sizes:
+        rows.add(name, f"{size:g} B", lambda f, p, s=size: make(f, s, p))
+
+
+def add_pooled(rows: Rows, name: str, vectors: np.ndarray, pooling: str) -> None:
+    """Add codings of one vector an image."""
+
+    def make(fold: int, kind: str, k: int) -> Coded | None:
+        return code_pooled(vectors, rows.task, rows.task.folds[fold], kind, k, pooling)
+
+    for kind in ("float32", "float16"):
+        rows.add(f"{name}, {kind}", "", lambda f, _, k=kind: make(f, k, 0))
+    for kind, components in POOLED:
+        for k in components:
+            if k > vectors.shape[1] or (kind.endswith("zstd") and rows.task.chunk == 1):
+                continue
+            rows.add(f"{name}, {kind}", str(k), lambda f, _, n=kind, k=k: make(f, n, k))
+    for parts in (4, 8, 16):
+        rows.add(f"{name}, PQ", str(parts), lambda f, _, m=parts: make(f, "PQ", m))
+
+
+def add_pixels(rows: Rows, model: Model) -> None:
+    """Add codecs on pixels, and the statistics of pixels, which no encoder sees."""
+    task = rows.task
+
+    def make(fold: int, name: str, setting: float, progress: Progress) -> Coded | None:
+        return code_pixels(task, task.folds[fold], name, setting, model.encoder, progress)
+
+    for name, ladder in LADDERS[task.name].items():
+        for setting in ladder:
+            # Streams of single images do not hang on the fold.
+            rows.add(
+                name,
+                f"{setting:g}",
+                lambda f, p, n=name, s=setting: make(f, n, s, p),
+                every_fold="mosaic" in name,
+            )
+    statistics = pixel_statistics(task.images.images)
+
+    def described(fold: Fold, kind: str, k: int) -> Coded | None:
+        known = statistics[fold[0]]
+        scaled = (statistics - known.mean(0)) / np.maximum(known.std(0), 1e-6)
+        parts = [code_pooled(scaled, task, fold, kind, k, p) for p in (MEAN, ROUGH)]
+        if parts[0] is None or parts[1] is None:
+            return None
+        return Coded(parts[0].vectors | parts[1].vectors, parts[0].size)
+
+    rows.add("pixel statistics, float32", "", lambda f, _: described(task.folds[f], "float32", 0))
+    for k in (8, 16, 32, 64):
+        rows.add(
+            "pixel statistics, PCA-k int8",
+            str(k),
+            lambda f, _, k=k: described(task.folds[f], "PCA-k int8", k),
+        )
+
+
+def compared(table: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Compare methods over the cheapest codec of pixels, and over the transform codec."""
+    methods = {
+        m: r
+        for m, r in table["rows"].items()
+        if m != REFERENCE and "difference" in r[0]["accuracy"]
+    }
+    of_pixels = [m for m in LADDERS[task.name] if m in methods and "mosaic" not in m]
+    bases = {"transform codec": STREAM}
+    if of_pixels:
+        found = compare_rates(methods, base=of_pixels[0], margin=MARGIN)
+        sizes = {m: found[m]["bytes_at_margin"] for m in of_pixels}
+        reached = {m: s for m, s in sizes.items() if s is not None}
+        best = min(reached, key=reached.__getitem__) if reached else of_pixels[0]
+        bases["cheapest codec of pixels"] = best
+    if "JPEG 2000, mosaic of 100" in methods:
+        bases["mosaic"] = "JPEG 2000, mosaic of 100"
+    return {
+        kind: {"base": base, "methods": compare_rates(methods, base=base, margin=MARGIN)}
+        for kind, base in bases.items()
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the releases of what is installed."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--model", default="nec-tiny", help="encoder of all rows but --models")
+    parser.add_argument(
+        "--models", type=Path, nargs="*", default=[], help="folders RUN/model of learned models"
+    )
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--train", type=int, default=2400, help="training images of EuroSAT")
+    parser.add_argument("--test", type=int, help="images of EuroSAT's test pool; all by default")
+    parser.add_argument("--ucmerced", type=int, help="about so many images of UC Merced only")
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--work", type=Path, default=Path("runs/rates"), help="kept vectors")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/rate_accuracy"))
+    args = parser.parse_args()
+    logging.getLogger("nec").setLevel(logging.ERROR)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
+    model = load_model(args.model)
+    target = args.out.with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = json.loads(target.read_text()) if target.exists() else {}
+    if results.get("weights_sha256") != model.weights_sha256:
+        results = {}
+    results |= {
+        "weights_sha256": model.weights_sha256,
+        "versions": versions(),
+        "intervals": "95 %, bootstrap of the test images (2,000 draws), paired between rows",
+        "margin": MARGIN,
+        "times": "CPU milliseconds an image, all threads, of the coding alone",
+    }
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    for name in args.tasks:
+        start = time.perf_counter()
+        if name == "eurosat_rgb":
+            task = eurosat(args.data, args.split, args.train, args.test)
+        else:
+            task = ucmerced_folds(args.data, args.ucmerced)
+        with Bars(*columns, TimeElapsedColumn()) as bars:
+            rows = Rows(task, folder_of(args.work, task, model.weights_sha256), bars)
+            encoder_ms = add_embeddings(rows, model, args.models)
+            add_pixels(rows, model)
+            tables = rows.probed()
+        for table in tables.values():
+            table["comparisons"] = compared(table, task)
+        results[name] = {
+            "title": task.title,
+            "images": {
+                "train": len(task.folds[0][0]),
+                "test": len(np.unique(np.concatenate([test for _, test in task.folds]))),
+            },
+            "raw_bytes": task.raw_bytes,
+            "encoder_ms": round(encoder_ms, 2),
+            "reference": REFERENCE,
+            "poolings": tables,
+            "left_out": rows.missing,
+            "seconds": round(time.perf_counter() - start, 1),
+        }
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        print(f"{name}: {results[name]['seconds']} s; left out: {rows.missing or 'nothing'}")
+    draw({t: results[t] for t in TASKS if t in results}, args.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""Maps of pixels: land cover of the TerraMesh tiles, water of the flood chip, Alberta's SCL."""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import xarray as xr
+from encoder_bench.dense import L1C, L2A, Tile, embed_tile
+from numpy.typing import NDArray
+from sklearn.ensemble import RandomForestClassifier
+
+from heads_bench.places import block_folds, blocks_of
+from heads_bench.unet import Schedule, entropy, train_unet
+from nec.encoders import Encoder
+from nec.encoders.tiling import Tiling, embed_image
+from nec.evaluate.intervals import confusions, estimates
+from nec.heads import Segmenter
+from nec.model import RATES, Model
+from nec.rotation import rotate
+
+log = logging.getLogger(__name__)
+
+# Pixels: edge of a block that is tested together, and of the ring around it.
+BLOCK, BUFFER = 64, 16
+# Training pixels of a random forest, at most.
+PIXELS = 60_000
+ALBERTA = ("blue", "green", "red", "nir", "swir16")
+ALBERTA_EDGE = 1280
+SEED = 3
+OURS = "float32, fpn"
+DECODERS = ("linear", "fpn")
+METRICS = ("accuracy", "mean_iou")
+
+Image = NDArray[np.float32]
+Codes = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+Row = Callable[[list[Codes]], tuple[list[Codes], int | None]]
+
+
+@dataclass(frozen=True)
+class Maps:
+    """Images of one kind with the class of every pixel (-1: none), and what is left out."""
+
+    images: list[Image]
+    labels: list[Codes]
+    units: list[NDArray[np.intp]]
+    splits: list[tuple[list[Mask], list[Mask]]]
+
+
+def bench_terramesh(data: Path, model: Model, twin: Encoder, *, steps: int) -> dict[str, Any]:
+    """Leave one tile out; of each, the classes that the others have."""
+    folder = data / "terramesh"
+    names = sorted(p.name for p in (folder / "S2L2A").glob("*.tif"))
+    images = [_read(folder / "S2L2A" / n, L2A) for n in names]
+    labels = [_codes(folder / "LULC" / n) for n in names]
+    units = _numbered([blocks_of(y.shape, BLOCK) for y in labels])
+    splits = []
+    for left in range(len(names)):
+        known = np.unique(np.concatenate([y.ravel() for i, y in enumerate(labels) if i != left]))
+        test = [np.isin(y, known) & (i == left) for i, y in enumerate(labels)]
+        if len(np.unique(labels[left][test[left]])) > 1:
+            splits.append(([np.full(y.shape, i != left) for i, y in enumerate(labels)], test))
+    maps = Maps(images, labels, units, splits)
+    found = _compared(maps, _embedder(model), _embedder(twin), model, steps)
+    return {"task": "TerraMesh land cover, one tile left out", **found}
+
+
+def bench_flood(
+    data: Path, model: Model, twin: Encoder, *, folds: int, steps: int
+) -> dict[str, Any]:
+    """Leave blocks of the chip out."""
+    folder, name = data / "flood", "Spain_7370579"
+    image = _read(folder / "S2" / f"{name}_S2Hand.tif", L1C)
+    labels = _codes(folder / "Labels" / f"{name}_LabelHand.tif")
+    blocks = blocks_of(labels.shape, BLOCK)
+    splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
+    maps = Maps([image], [labels], [blocks], splits)
+    found = _compared(maps, _embedder(model), _embedder(twin), model, steps)
+    return {"task": f"Sen1Floods11 water, blocks of {BLOCK} pixels left out", **found}
+
+
+def bench_alberta(
+    data: Path, model: Model, twin: Encoder, *, folds: int, steps: int
+) -> dict[str, Any]:
+    """Leave blocks of the scene out; its classes are rules on pixels, so it judges the codec."""
+    folder = data / "scenes"
+    cut = np.s_[:ALBERTA_EDGE, :ALBERTA_EDGE]
+    image = _read(folder / "sentinel2_alberta.tif", range(1, len(ALBERTA) + 1))[:, *cut]
+    labels = _codes(folder / "sentinel2_alberta_scl.tif")[cut]
+    blocks = blocks_of(labels.shape, 2 * BLOCK)
+    splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
+    maps = Maps([image], [labels], [blocks], splits)
+    embedders = [_embedder(encoder, ALBERTA) for encoder in (model, twin)]
+    found = _compared(maps, *embedders, model, steps)
+    return {"task": f"Alberta's scene classification, blocks of {2 * BLOCK} pixels", **found}
+
+
+def _compared(
+    maps: Maps,
+    embedder: Callable[[Image], Image],
+    untrained: Callable[[Image], Image],
+    model: Model,
+    steps: int,
+) -> dict[str, Any]:
+    classes = np.unique(np.concatenate([y.ravel() for y in maps.labels]))
+    classes = classes[classes >= 0]
+    # From here on, indices of classes.
+    labels = [np.where(y >= 0, np.searchsorted(classes, y), -1) for y in maps.labels]
+    features = [embedder(image) for image in maps.images]
+    embeddings = {"float32": [rotate(f, model.basis) for f in features]}
+    sizes = {}
+    for rate in reversed(RATES):
+        compressor = model.compressors[rate]
+        coded = [compressor.encode(np.moveaxis(f, 0, -1)) for f in features]
+        embeddings[f"decoded {rate}"] = [
+            rotate(np.moveaxis(compressor.decode(c)[0], -1, 0), model.basis) for c in coded
+        ]
+        sizes[rate] = sum(map(len, coded)) / sum(f[0].size for f in features)
+    embeddings["untrained twin, float32"] = [untrained(image) for image in maps.images]
+    rows: dict[str, Row] = {
+        f"{name}, {decoder}": _head_row(arrays, decoder)
+        for name, arrays in embeddings.items()
+        for decoder in DECODERS
+    }
+    rows["raw bands of 5 x 5 pixels, random forest"] = _forest_row(maps.images)
+    rows["raw bands, U-Net from scratch"] = _unet_row(maps.images, len(classes), Schedule(steps))
+    rows["majority class"] = _majority
+    unit = np.concatenate([u.ravel() for u in maps.units])
+    truth = np.concatenate([y.ravel() for y in labels])
+    shape = (int(unit.max()) + 1, len(classes))
+    counts: dict[str, NDArray[np.float32]] = {}
+    parameters: dict[str, int | None] = {}
+    for name, row in rows.items():
+        total = np.zeros((shape[0], shape[1], shape[1]), np.float32)
+        for train, test in maps.splits:
+            found, parameters[name] = row(
+                [np.where(mask, y, -1) for mask, y in zip(train, labels, strict=True)]
+            )
+            tested = np.concatenate([mask.ravel() for mask in test]) & (truth >= 0)
+            flat = np.concatenate([f.ravel() for f in found])[tested]
+            total += confusions(truth[tested], np.maximum(flat, 0), unit[tested], shape)
+        counts[name] = total
+        log.info("%s done", name)
+    there = counts[OURS].sum((1, 2)) > 0
+    counts = {name: total[there] for name, total in counts.items()}
+    table = estimates(counts, reference=OURS, metrics=METRICS, seed=SEED)
+    rows_out = {n: {"parameters": parameters[n], "pixels": entry} for n, entry in table.items()}
+    for rate, size in sizes.items():
+        for decoder in DECODERS:
+            rows_out[f"decoded {rate}, {decoder}"]["bytes_per_vector"] = round(size, 4)
+    return {
+        "unit": "block",
+        "units": int(there.sum()),
+        "folds": len(maps.splits),
+        "unet_steps": steps,
+        "rows": rows_out,
+        "confusion": counts[OURS].sum(0).astype(int).tolist(),
+        "classes": classes.tolist(),
+    }
+
+
+def _head_row(embeddings: list[Image], decoder: str) -> Row:
+    arrays = [xr.DataArray(e, dims=("band", "y", "x")) for e in embeddings]
+
+    def row(labels: list[Codes]) -> tuple[list[Codes], int | None]:
+        head = Segmenter(decoder=decoder, C=0.03, max_iter=300).fit(arrays, labels)
+        out = []
+        for array, y in zip(arrays, labels, strict=True):
+            found = head.predict(array).values
+            factor = y.shape[0] // found.shape[0]
+            known = np.where(found >= 0, head.classes_[found], -1)
+            out.append(known.repeat(factor, 0).repeat(factor, 1))
+        return out, head.n_parameters_
+
+    return row
+
+
+def _forest_row(images: list[Image]) -> Row:
+    def around(image: Image) -> Image:
+        padded = np.pad(image, ((0, 0), (2, 2), (2, 2)), mode="edge")
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
+        return np.moveaxis(windows, 0, 2).reshape(*image.shape[1:], -1)
+
+    def row(labels: list[Codes]) -> tuple[list[Codes], int | None]:
+        features = [around(image) for image in images]
+        X = np.concatenate([f[y >= 0] for f, y in zip(features, labels, strict=True)])
+        y = np.concatenate([y[y >= 0] for y in labels])
+        chosen = np.random.default_rng(SEED).permutation(len(y))[:PIXELS]
+        forest = RandomForestClassifier(100, min_samples_leaf=2, n_jobs=-1, random_state=SEED)
+        forest.fit(X[chosen], y[chosen])
+        out = [forest.predict(f.reshape(-1, f.shape[-1])).reshape(f.shape[:2]) for f in features]
+        return out, None
+
+    return row
+
+
+def _unet_row(images: list[Image], classes: int, schedule: Schedule) -> Row:
+    def row(labels: list[Codes]) -> tuple[list[Codes], int | None]:
+        inner = _numbered([blocks_of(y.shape, BLOCK) for y in labels])
+        names = np.unique(np.concatenate([b[y >= 0] for b, y in zip(inner, labels, strict=True)]))
+        held = np.random.default_rng(SEED).permutation(names)[: max(1, len(names) // 6)]
+        apply, count = train_unet(
+            images,
+            labels,
+            [(y >= 0).astype(np.float32) for y in labels],
+            [np.isin(b, held) & (y >= 0) for b, y in zip(inner, labels, strict=True)],
+            outputs=classes,
+            loss=entropy,
+            schedule=schedule,
+            seed=SEED,
+        )
+        return [apply(image).argmax(0) for image in images], count
+
+    return row
+
+
+def _majority(labels: list[Codes]) -> tuple[list[Codes], int | None]:
+    most = np.bincount(np.concatenate([y[y >= 0] for y in labels])).argmax()
+    return [np.full(y.shape, most) for y in labels], 1
+
+
+def _embedder(
+    source: Model | Encoder, bands: tuple[str, ...] | None = None
+) -> Callable[[Image], Image]:
+    encoder = source.encoder if isinstance(source, Model) else source
+    if bands is None:
+        return lambda image: np.moveaxis(
+            embed_tile(encoder, Tile(image, np.empty((0, 0), np.int64))), -1, 0
+        )
+    tiling = Tiling()
+
+    def embed(image: Image) -> Image:
+        margin = (tiling.margin, tiling.margin)
+        padded = np.pad(image, ((0, 0), margin, margin), constant_values=np.nan)
+        return embed_image(encoder, padded, bands=bands, gsd=10.0, tiling=tiling)
+
+    return embed
+
+
+def _read(path: Path, which: Any) -> Image:
+    with rasterio.open(path) as dataset:
+        return dataset.read(list(which)).astype(np.float32) / np.float32(1e4)
+
+
+def _codes(path: Path) -> Codes:
+    with rasterio.open(path) as dataset:
+        return dataset.read(1).astype(np.int64)
+
+
+def _numbered(blocks: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
+    """Give the blocks of several images numbers of their own."""
+    out, first = [], 0
+    for part in blocks:
+        out.append(part + first)
+        first += int(part.max()) + 1
+    return out
+
+
+def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Give the parts of this task, by name."""
+    steps, folds = args.steps, args.folds
+    yield "terramesh", lambda: bench_terramesh(args.data, model, twin, steps=steps)
+    yield "flood", lambda: bench_flood(args.data, model, twin, folds=folds, steps=steps)
+    yield "alberta", lambda: bench_alberta(args.data, model, twin, folds=folds, steps=steps)

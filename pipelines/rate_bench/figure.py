@@ -1,0 +1,86 @@
+"""The figure: accuracy against bytes, a panel for each task and pooling."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+# Colour and marker by how a method's name begins; the first that fits.
+STYLES = (
+    ("learned", "#c2185b", "D"),
+    ("transform codec, falloff", "#42a5f5", "o"),
+    ("transform codec", "#1565c0", "o"),
+    ("as shipped", "#0d47a1", "*"),
+    ("JPEG 2000, mosaic", "#e65100", "v"),
+    ("JPEG 2000", "#ef6c00", "s"),
+    ("JPEG XL", "#f9a825", "s"),
+    ("JPEG", "#8d6e63", "s"),
+    ("WebP", "#bcaaa4", "s"),
+    ("AVIF", "#d4b106", "s"),
+    ("half size", "#ffb74d", "v"),
+    ("quarter size", "#ffcc80", "v"),
+    ("pooled", "#00897b", "^"),
+    ("tokens, PCA", "#7b1fa2", "x"),
+    ("tokens, PQ", "#ab47bc", "+"),
+    ("KLT", "#5c6bc0", "x"),
+    ("pixel statistics", "#616161", "P"),
+)
+# Rows of single points that stand far to the right.
+LEFT_OUT = ("tokens, float",)
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Draw what there is to a PNG."""
+    panels = [(t, p) for t, found in results.items() for p in found["poolings"]]
+    with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        figure, axes = plt.subplots(
+            len(results), 2, figsize=(15, 5.8 * len(results)), layout="constrained", squeeze=False
+        )
+        for ax, (task, pooling) in zip(axes.ravel(), panels, strict=True):
+            found = results[task]
+            _panel(ax, found["poolings"][pooling]["rows"], found["reference"])
+            ax.set_title(f"{found['title']}\nprobe on {pooling}", loc="left", fontsize=9)
+            for share in (0.003, 0.001):
+                ax.axvline(share * found["raw_bytes"], color="#cccccc", linewidth=0.8, zorder=0)
+        figure.savefig(path, dpi=110)
+        plt.close(figure)
+
+
+def _panel(ax: Axes, rows: dict[str, list[dict[str, Any]]], reference: str) -> None:
+    whole = rows[reference][0]["accuracy"]["value"]
+    for method, points in rows.items():
+        if method.startswith(LEFT_OUT):
+            continue
+        ordered = sorted(points, key=lambda r: r["bytes_per_image"])
+        sizes = [r["bytes_per_image"] for r in ordered]
+        values = [100 * r["accuracy"]["value"] for r in ordered]
+        bars = [
+            [100 * (r["accuracy"]["value"] - r["accuracy"]["low"]) for r in ordered],
+            [100 * (r["accuracy"]["high"] - r["accuracy"]["value"]) for r in ordered],
+        ]
+        style = next(((c, m) for start, c, m in STYLES if method.startswith(start)), ("k", "."))
+        ax.errorbar(
+            sizes,
+            values,
+            yerr=bars if method.startswith(("transform", "learned")) else None,
+            color=style[0],
+            marker=style[1],
+            markersize=5,
+            linewidth=1,
+            elinewidth=0.5,
+            linestyle="none" if method == "as shipped" else "-",
+            label=method,
+        )
+    ax.axhline(100 * whole, color="black", linewidth=0.8)
+    ax.axhline(100 * whole - 1, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel="bytes an image", ylabel="accuracy, %")
+    ax.set_ylim(bottom=max(0, 100 * whole - 30))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.grid(alpha=0.25)
+    ax.legend(fontsize=6, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.1))

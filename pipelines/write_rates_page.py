@@ -1,0 +1,126 @@
+"""Write the measured parts of docs/rates.md.
+
+    python pipelines/write_rates_page.py
+
+Reads ``docs/benchmarks/rate_accuracy.json``, see ``bench_rate_accuracy.py``.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from write_codec_page import percent, table
+from write_readme import replace_block
+
+# Shares of the raw pixels' bytes that targets are set at.
+SHARES = (0.003, 0.001)
+
+
+def size(value: float | None) -> str:
+    """Return bytes in three digits."""
+    return "not reached" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def share(value: float | None) -> str:
+    """Return a share of bytes saved."""
+    return "" if value is None else f"{100 * value:.0f} %"
+
+
+def at_sizes(found: dict[str, Any], pooling: str) -> str:
+    """Return the best row of each method within each target of bytes."""
+    rows = [("at most", "method", "B an image", "accuracy, % (95 %)", "against float32, points")]
+    for part in SHARES:
+        most = part * found["raw_bytes"]
+        for method, points in found["poolings"][pooling]["rows"].items():
+            small = [r for r in points if r["bytes_per_image"] <= most]
+            if not small:
+                continue
+            # The largest that fits, whatever its score: nothing is chosen by test accuracy.
+            row = max(small, key=lambda r: r["bytes_per_image"])
+            rows.append(
+                (
+                    f"{size(most)} B",
+                    method,
+                    size(row["bytes_per_image"]),
+                    percent(row["accuracy"]),
+                    percent(row["accuracy"]["difference"], "+"),
+                )
+            )
+    return table(*rows)
+
+
+def equal_accuracy(found: dict[str, Any], pooling: str) -> str:
+    """Return bytes of each method a point below float32, and what they save."""
+    comparisons = found["poolings"][pooling]["comparisons"]
+    bases = list(comparisons)
+    head = ("method", "B at -1 point", "B where the bound holds", "smallest row that holds")
+    head += tuple(f"saved over {comparisons[b]['base']}: on average, at -1 point" for b in bases)
+    rows = [head]
+    for method in comparisons[bases[0]]["methods"]:
+        first = comparisons[bases[0]]["methods"][method]
+        cells = [size(first[k]) for k in ("bytes_at_margin", "bytes_no_worse", "smallest_no_worse")]
+        for base in bases:
+            entry = comparisons[base]["methods"][method]
+            parts = (share(entry["saving_over_base"]), share(entry["bytes_saved_at_margin"]))
+            cells.append(", ".join(p or "no common range" for p in parts))
+        rows.append((method, *cells))
+    return table(*rows)
+
+
+def every_row(found: dict[str, Any], pooling: str) -> str:
+    """Return all rows."""
+    rows = [("method", "setting", "B an image", "accuracy, % (95 %)", "encode, decode: CPU ms")]
+    for method, points in found["poolings"][pooling]["rows"].items():
+        rows += [
+            (
+                method,
+                r["setting"],
+                size(r["bytes_per_image"]),
+                percent(r["accuracy"]),
+                f"{r['encode_ms']:.2f}, {r['decode_ms']:.2f}",
+            )
+            for r in points
+        ]
+    trivial = percent(found["poolings"][pooling]["majority_class"])
+    rows.append(("majority class", "", "0", trivial, ""))
+    return table(*rows)
+
+
+def section(found: dict[str, Any]) -> str:
+    """Return the tables of a task."""
+    images = found["images"]
+    parts = [
+        f"### {found['title']}",
+        f"{images['train']} training and {images['test']} test images; raw pixels are "
+        f"{found['raw_bytes']:,} B an image; the encoder takes {found['encoder_ms']:.1f} CPU ms an "
+        "image, before an embedding is coded, and after pixels are decoded.",
+    ]
+    for pooling, of in found["poolings"].items():
+        whole = of["rows"][found["reference"]][0]["accuracy"]
+        parts += [
+            f"**Probe on {pooling}** (float32: {percent(whole)})",
+            at_sizes(found, pooling),
+            equal_accuracy(found, pooling),
+            f"<details><summary>All rows</summary>\n\n{every_row(found, pooling)}\n\n</details>",
+        ]
+    if found["left_out"]:
+        parts.append(
+            f"Left out for lack of a library or of images: {', '.join(found['left_out'])}."
+        )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--page", type=Path, default=Path("docs/rates.md"))
+    parser.add_argument("--json", type=Path, default=Path("docs/benchmarks/rate_accuracy.json"))
+    args = parser.parse_args()
+    results = json.loads(args.json.read_text())
+    tasks = [found for found in results.values() if isinstance(found, dict) and "poolings" in found]
+    text = replace_block(args.page.read_text(), "tables", "\n\n".join(map(section, tasks)))
+    args.page.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
