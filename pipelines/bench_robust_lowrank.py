@@ -9,7 +9,8 @@ are kept as soon as they are there, seed by seed; a later call adds seeds, netwo
 images, and the command may be stopped and started. About nine minutes a seed on one core for
 both networks. Writes ``docs/benchmarks/robust_lowrank.{json,png}``.
 
-Widths, epochs, rates, ranks and budgets were chosen on validation images of the training side.
+Epochs, rates, ranks and weights of the penalty were chosen on validation images of the training
+side, budgets by what the dense row keeps.
 """
 
 import argparse

@@ -28,16 +28,18 @@ def setting(found: dict[str, Any]) -> str:
     networks = " and ".join(
         f"a {TITLES[n]} of {found['widths'][n]:g} of its published width "
         f"({t['rows']['dense']['parameters']:,.0f} parameters, "
-        f"{found['recipes'][n]['dense']['epochs']} epochs, {t['seeds']} seeds)"
+        f"{found['recipes'][n]['dense']['epochs']} epochs, seeds: {t['seeds']})"
         for n, t in found["networks"].items()
     )
+    one = any(t["seeds"] == 1 for t in found["networks"].values())
+    alone = " Where there is one seed, they tell nothing of another training." if one else ""
     return (
         f"{found['task']}: {networks}, trained on {found['training_images']:,} images, tested on "
         f"{found['test_images']:,} images of the fixed pool, attacked on the first "
         f"{found['attacked_images']:,}. Budgets, 255ths, maximum norm: {budgets}. The scaled FGSM "
         f"goes along the gradient itself, as in the paper; PGD has {threat['pgd_steps']} steps, "
         f"APGD {threat['apgd_steps']}, Square {threat['queries']} queries, one start each. "
-        f"Intervals: {found['intervals']}."
+        f"Intervals: {found['intervals']}.{alone}"
     )
 
 
