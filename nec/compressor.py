@@ -16,12 +16,11 @@ from numpy.typing import ArrayLike, NDArray
 from nec.codec.coding import Coding
 from nec.codec.tables import pack, unpack
 from nec.errors import ChunkError, CompressorError
+from nec.pieces import cells_of, kept_lengths, pieces_of, pooled, vectors_of
 from nec.rotation import hash_basis, klt, rotate
 
 log = logging.getLogger(__name__)
 
-# Edge of the pieces that a sample is cut into: an inner chunk of a store.
-CHUNK = 128
 # Edge of the blocks of pooled vectors, cells.
 SCENE_BLOCK = 16
 # Version of the file that `Compressor.save` writes.
@@ -150,8 +149,8 @@ class Compressor:
         """
         from nec.codec.fitting import fit_coding
 
-        pieces = _pieces(sample)
-        features = np.concatenate([_vectors(p) for p in pieces])
+        pieces = pieces_of(sample)
+        features = np.concatenate([vectors_of(p) for p in pieces])
         features = features[~np.isnan(features).any(1)]
         if len(features) < 2 or not np.isfinite(features).all():
             raise CompressorError(
@@ -188,12 +187,12 @@ class Compressor:
             bytes_per_vector=bytes_per_vector,
             cosine=cosine,
             min_cosine=min_cosine,
-            kept=_kept(pieces, rotation),
+            kept=kept_lengths(pieces, rotation),
         )
-        cells = _pool(pieces) if scenes is None else _cells(scenes)
-        pooled = np.concatenate([_vectors(c) for c in cells])
-        pooled = pooled[~np.isnan(pooled).any(1)]
-        variance = (pooled @ rotation).var(0)
+        cells = pooled(pieces) if scenes is None else cells_of(scenes)
+        means = np.concatenate([vectors_of(c) for c in cells])
+        means = means[~np.isnan(means).any(1)]
+        variance = (means @ rotation).var(0)
         # A sample of one cell varies nowhere: then the tokens' steps have to do.
         variance = variance if variance.max() > 0 else (features @ rotation).var(0)
         scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
@@ -203,7 +202,7 @@ class Compressor:
             block=SCENE_BLOCK,
             lagrangian=lagrangian,
             # The fixed bytes of a chunk weigh on a small sample.
-            bytes_per_vector=scene_bytes + 64 / len(pooled),
+            bytes_per_vector=scene_bytes + 64 / len(means),
             chunk_tokens=1,
         )
         fidelity = Fidelity(vectors=len(features), **measured)
@@ -258,10 +257,11 @@ class Compressor:
         """Code another sample and measure it; see `fit` for its shape."""
         from nec.codec.fitting import measure
 
-        pieces = [rotate(np.moveaxis(p, -1, 1), self.basis) for p in _pieces(sample)]
-        count = sum(int((~np.isnan(p).any(1)).sum()) for p in pieces)
-        kept = _kept(_pieces(sample), self.basis)
-        return Fidelity(vectors=count, **measure(pieces, self.coding, kept))
+        pieces = pieces_of(sample)
+        rotated = [rotate(np.moveaxis(p, -1, 1), self.basis) for p in pieces]
+        count = sum(int((~np.isnan(p).any(1)).sum()) for p in rotated)
+        kept = kept_lengths(pieces, self.basis)
+        return Fidelity(vectors=count, **measure(rotated, self.coding, kept))
 
     def encode(self, features: ArrayLike) -> bytes:
         """Code features of shape (y, x, feature) or (sample, y, x, feature) to bytes.
@@ -344,71 +344,3 @@ class Compressor:
                 "pip install --upgrade nec",
             )
         return compressor
-
-
-def _pieces(
-    sample: ArrayLike | xr.DataArray | Sequence[ArrayLike],
-) -> list[NDArray[np.float32]]:
-    """Return the sample as arrays (sample, y, x, feature) no wider than a chunk."""
-    arrays = sample if isinstance(sample, list | tuple) else [sample]
-    pieces = []
-    for array in arrays:
-        if isinstance(array, xr.DataArray):
-            known = ("sample", "time", "y", "x", "band", "feature")
-            array = array.transpose(*(d for d in known if d in array.dims))  # noqa: PLW2901
-        values = np.asarray(array, np.float32)
-        if values.ndim not in (3, 4):
-            raise CompressorError(
-                f"a sample has shape {values.shape}", "pass (y, x, feature) or (n, y, x, feature)"
-            )
-        values = values if values.ndim == 4 else values[None]
-        pieces += [
-            values[:, y : y + CHUNK, x : x + CHUNK]
-            for y in range(0, values.shape[1], CHUNK)
-            for x in range(0, values.shape[2], CHUNK)
-        ]
-    return pieces
-
-
-def _kept(
-    pieces: list[NDArray[np.float32]], basis: NDArray[np.float32]
-) -> list[NDArray[np.float32]] | None:
-    """Return which part of each valid vector's length the basis holds; None where it holds all."""
-    if basis.shape[1] == len(basis):
-        return None
-    parts = []
-    for piece in pieces:
-        values = _vectors(piece)
-        values = values[~np.isnan(values).any(1)]
-        length = np.linalg.norm(values, axis=1)
-        held = np.linalg.norm(values @ basis, axis=1)
-        parts.append(np.where(length > 0, held / np.where(length > 0, length, 1), 1))
-    return parts
-
-
-def _vectors(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    return values.reshape(-1, values.shape[-1])
-
-
-def _cells(scenes: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
-    """Return pooled features as arrays (sample, y, x, feature); lone vectors as 1 x 1."""
-    arrays = scenes if isinstance(scenes, list | tuple) else [scenes]
-    cells = []
-    for array in arrays:
-        values = np.asarray(array, np.float32)
-        cells += _pieces(values[:, None, None, :] if values.ndim == 2 else values)
-    return cells
-
-
-def _pool(pieces: list[NDArray[np.float32]], cell: int = 16) -> list[NDArray[np.float32]]:
-    """Return means of cells of the pieces over their valid vectors, NaN where there is none."""
-    pooled = []
-    for values in pieces:
-        n, h, w, d = values.shape
-        ch, cw = min(cell, h), min(cell, w)
-        cut = values[:, : h - h % ch, : w - w % cw]
-        cells = cut.reshape(n, h // ch, ch, w // cw, cw, d)
-        count = (~np.isnan(cells)).sum((2, 4))
-        means = np.nansum(cells, (2, 4)) / np.where(count > 0, count, np.nan)
-        pooled.append(means.astype(np.float32))
-    return pooled

@@ -29,7 +29,7 @@ from robust_bench.images import Parts, load_parts
 from robust_bench.networks import make, width_of
 from robust_bench.runs import Run
 from robust_bench.speed import bench_speed
-from robust_bench.summary import REFERENCE, costs, interval, right, row_tables
+from robust_bench.summary import REFERENCE, average, costs, right, row_tables
 from robust_bench.training import Recipe
 
 from nec.evaluate.intervals import MARGIN
@@ -139,7 +139,7 @@ def bench_curve(
 
 
 def _accuracies(record: dict[str, Any], keys: list[str], count: int) -> dict[str, Any]:
-    return {key: interval(right(record, key, count)[None]) for key in keys}
+    return {key: average(right(record, key, count)[None]) for key in keys}
 
 
 def main() -> None:

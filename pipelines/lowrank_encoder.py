@@ -25,11 +25,10 @@ from typing import Any
 
 import torch
 from imagery import Imagery, load_imagery
-from pretrain_encoder import AVERAGE, learning_rate, make_optimizers
+from pretrain_encoder import AVERAGE, learning_rate, losses_of, make_optimizers
 from safetensors.torch import load_file, save_file
 from teacher import COMPONENTS, Teacher
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
@@ -42,7 +41,6 @@ from nec.lowrank import (
     lowrank_layers,
     merge,
 )
-from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.objective import MaskedContrast
 
 # Layers that are converted: the matrices of the blocks.
@@ -108,37 +106,6 @@ def objective_from(source: Path) -> tuple[MaskedContrast, bool]:
     return objective, not stage
 
 
-def losses_of(
-    objective: MaskedContrast,
-    imagery: Imagery,
-    step: int,
-    args: argparse.Namespace,
-) -> dict[str, Tensor]:
-    """Return the losses of a step; the same whenever they are asked for."""
-    chips, gsd, maps, generator = imagery.batch(
-        step, args.batch, multispectral_every=args.multispectral_every
-    )
-    torch.manual_seed(step)
-    views, scales, led = zip(
-        *(
-            random_view(
-                chips,
-                gsd,
-                maps,
-                generator=generator,
-                least_area=args.least_area,
-            )
-            for _ in "ab"
-        ),
-        strict=True,
-    )
-    present = (~chips[0, :, 0, 0].isnan()).nonzero().flatten().tolist()
-    bands = random_bands(present, generator=generator)
-    # With 64 tokens, plain attention has the faster backward pass on CPUs.
-    with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-        return objective(views, (bands, bands), torch.stack(scales), teacher=led, noise=args.noise)
-
-
 def optimizer_of(objective: MaskedContrast, peak: float, core_peak: float) -> torch.optim.Optimizer:
     """AdamW as in pretraining, with a rate of their own for cores.
 
@@ -162,9 +129,7 @@ def save(network: nn.Module, path: Path) -> None:
 
 def keep_weights(network: VisionTransformer, run: Path, log: list[dict[str, float]]) -> None:
     """Write the low-rank network, its dense form, and what it saves."""
-    save_file(
-        {k: v.contiguous() for k, v in network.state_dict().items()}, run / "lowrank.safetensors"
-    )
+    save(network, run / "lowrank.safetensors")
     chips = torch.zeros(1, len(network.config.bands), 64, 64)
     example = (chips, list(range(len(network.config.bands))), torch.tensor([10.0]))
     layers = lowrank_layers(network)
@@ -240,7 +205,15 @@ class Training:
             group["lr"] = group["peak"] * rate
 
         def closure() -> Tensor:
-            losses = losses_of(self.objective, imagery, self.step, args)
+            losses = losses_of(
+                self.objective,
+                imagery,
+                self.step,
+                batch=args.batch,
+                multispectral_every=args.multispectral_every,
+                least_area=args.least_area,
+                noise=args.noise,
+            )
             seen.update({k: v.detach() for k, v in losses.items()})
             return losses["loss"]
 

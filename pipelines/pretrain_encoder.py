@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from imagery import load_imagery
+from imagery import Imagery, load_imagery
 from safetensors.torch import load_file, save_file
 from teacher import COMPONENTS, Teacher
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -88,6 +88,44 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def losses_of(
+    objective: MaskedContrast,
+    imagery: Imagery,
+    step: int,
+    *,
+    batch: int,
+    multispectral_every: int,
+    least_area: float,
+    noise: float,
+    own_bands: bool = False,
+) -> dict[str, torch.Tensor]:
+    """Return the losses of a step's two views; the same whenever they are asked for."""
+    chips, gsd, maps, generator = imagery.batch(
+        step, batch, multispectral_every=multispectral_every
+    )
+    torch.manual_seed(step)
+    device = objective.mask_token.device
+    views, scales, led = zip(
+        *(
+            random_view(
+                chips.to(device),
+                gsd.to(device),
+                None if maps is None else maps.to(device),
+                generator=generator,
+                least_area=least_area,
+            )
+            for _ in "ab"
+        ),
+        strict=True,
+    )
+    present = (~chips[0, :, 0, 0].isnan()).nonzero().flatten().tolist()
+    bands = random_bands(present, generator=generator)
+    others = random_bands(present, generator=generator) if own_bands else bands
+    # With 64 tokens, plain attention has the faster backward pass on CPUs.
+    with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+        return objective(views, (bands, others), torch.stack(scales), teacher=led, noise=noise)
 
 
 def plot(log: list[dict[str, float]], out: Path) -> None:
@@ -187,40 +225,21 @@ def main() -> None:
     last = min(args.steps, first + (args.stop_after or args.steps))
     cpu -= time.process_time() / 3600
     for step in range(first, last):
-        chips, gsd, maps, generator = imagery.batch(
-            step, args.batch, multispectral_every=args.multispectral_every
-        )
-        torch.manual_seed(step)
-        views, scales, led = zip(
-            *(
-                random_view(
-                    chips.to(device),
-                    gsd.to(device),
-                    None if maps is None else maps.to(device),
-                    generator=generator,
-                    least_area=args.least_area,
-                )
-                for _ in "ab"
-            ),
-            strict=True,
-        )
-        present = (~chips[0, :, 0, 0].isnan()).nonzero().flatten().tolist()
         last_steps = step >= args.steps - args.cooldown
         objective.keep = args.last_keep if last_steps else args.keep
-        bands = random_bands(present, generator=generator)
-        others = random_bands(present, generator=generator) if args.bands == "own" else bands
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * learning_rate(step, args.steps, args.cooldown)
-        # With 64 tokens, plain attention has the faster backward pass on CPUs.
-        with torch.autocast(device.type, torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            losses = objective(
-                views,
-                (bands, others),
-                torch.stack(scales),
-                teacher=led,
-                noise=noise_level(step, args.noise_from, args.noise),
-            )
+        losses = losses_of(
+            objective,
+            imagery,
+            step,
+            batch=args.batch,
+            multispectral_every=args.multispectral_every,
+            least_area=args.least_area,
+            noise=noise_level(step, args.noise_from, args.noise),
+            own_bands=args.bands == "own",
+        )
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
         for optimizer in optimizers:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from nec.bottleneck import EncoderEnd, moments, whitening
+from nec.bottleneck import EncoderEnd, whitening
 from nec.encoders.vit import VisionTransformer, compand
 from nec.model import sha256_of
-from nec.pretrain.objective import patch_statistics, patch_targets
+from nec.pretrain.objective import moments, patch_statistics, patch_targets
 
 BATCH = 64
 # A fifth of the training images by name, for comparisons: no image of the test pool.

@@ -15,7 +15,7 @@ if importlib.util.find_spec("compressai") is None:
 import torch
 from torch import Tensor
 
-from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export, moments, warm_up
+from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export, warm_up
 from nec.codec.chunk import encode_chunk, read_coefficients
 from nec.codec.container import take_apart
 from nec.codec.decisions import Transformed
@@ -23,6 +23,7 @@ from nec.codec.guarantee import cosines
 from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import CompressorError
+from nec.pretrain.objective import moments
 from nec.rotation import rotate
 
 DIM, SIDE = 12, 16

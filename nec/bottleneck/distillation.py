@@ -9,13 +9,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from nec.pretrain.objective import moments
+
 # Ridge of the first linear maps, relative to the mean variance.
 RIDGE = 1e-3
-
-
-def moments(tokens: Tensor) -> Tensor:
-    """Return mean and deviation over the tokens (n, token, dim), shape (n, 2 dim)."""
-    return torch.cat((tokens.mean(1), (tokens.var(1) + 1e-4).sqrt()), dim=-1)
 
 
 def whitening(values: Tensor, floor: float = 1e-2) -> tuple[Tensor, Tensor]:

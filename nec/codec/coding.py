@@ -254,6 +254,7 @@ class Coding:
 
 
 def _configured() -> set[str]:
+    """Fields of the configuration: all that make two codings differ."""
     return {f.name for f in fields(Coding) if f.compare}
 
 

@@ -136,12 +136,12 @@ def estimates(
     for row, of_row in values.items():
         out[row] = {} if row == reference else {"reference": reference}
         for metric, (value, drawn) in of_row.items():
-            entry = _interval(value, drawn)
+            entry: dict[str, Any] = interval(value, drawn)
             if row != reference:
                 base, base_drawn = values[reference][metric]
-                entry["difference"] = _interval(value - base, drawn - base_drawn)
+                entry["difference"] = interval(value - base, drawn - base_drawn)
                 if metric in ERRORS:
-                    entry["ratio"] = _interval(value / base, drawn / base_drawn)
+                    entry["ratio"] = interval(value / base, drawn / base_drawn)
                     entry["no_worse"] = entry["difference"]["high"] < margin
                 else:
                     entry["no_worse"] = entry["difference"]["low"] > -margin
@@ -149,6 +149,7 @@ def estimates(
     return out
 
 
-def _interval(value: float, drawn: NDArray[np.floating[Any]]) -> dict[str, Any]:
+def interval(value: float, drawn: NDArray[np.floating[Any]]) -> dict[str, float]:
+    """Return a value with the 95 % interval of what was drawn of it; NaN was not to be had."""
     low, high = np.nanquantile(drawn, (0.025, 0.975))
     return {"value": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}

@@ -1,6 +1,5 @@
 """Biomass, or another quantity of the ground, from embeddings and sparse measurements."""
 
-import logging
 from typing import Any, Self
 
 import numpy as np
@@ -10,21 +9,17 @@ from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nec.errors import HeadError
+from nec.heads.cross_fit import cross_fitted
 from nec.heads.estimator import FLOATS, EmbeddingHead, check_basis, complete_rows, count_of
-from nec.heads.labelled import LabelledScene, Part, RowParts, SceneParts
+from nec.heads.labelled import LabelledScene, RowParts, SceneParts
 from nec.heads.maps import georeferenced
-from nec.heads.ridge import ALPHAS, Sums
-from nec.heads.targets import TRANSFORMS, Residuals, forward, inverse
+from nec.heads.ridge import ALPHAS
+from nec.heads.targets import TRANSFORMS, Residuals, inverse
 from nec.heads.vectors import Origin, scene_pairs
 from nec.heads.windows import Blocks, apply_windows, project, read_window, shifted_sum
 from nec.sampling import without_time
 
-logger = logging.getLogger(__name__)
-
 Floats = NDArray[np.float64]
-
-# Held-out predictions that are looked at, of each penalty; of more labels a sample.
-HELD_OUT = 500_000
 
 
 class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
@@ -360,81 +355,19 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         )
 
     def _solve(self, parts: Any, kernel: int) -> None:
-        """Take the sums of each fold, choose the penalty, solve for all."""
-        if parts.count < 2 or parts.folds < 2:
-            raise HeadError(
-                f"too few labels: {parts.count} in {parts.folds} block(s) "
-                f"(n_samples = {parts.count})",
-                "give two labels at least, in different places",
-            )
-        size = kernel * kernel * self.n_features_in_
-        sums = [Sums(size) for _ in range(parts.folds)]
-        self.n_labels_ = lost = 0
-        for part in parts:
-            keep, weights = self._usable(part)
-            lost += int((~keep).sum())
-            self.n_labels_ += int(keep.sum())
-            values = forward(self.target_transform, part.values)
-            for fold in np.unique(part.folds[keep]):
-                at = keep & (part.folds == fold)
-                sums[fold].add(part.rows[at], values[at], weights[at])
-        if lost:
-            logger.warning("%d of %d labelled vectors hold NaN: left out", lost, parts.count)
-        filled = [s.weight > 0 for s in sums]
-        if self.n_labels_ < 2 or sum(filled) < 2:
-            raise HeadError(
-                f"of {parts.count} labelled vectors {lost} hold NaN, too few are left "
-                f"(n_samples = {self.n_labels_})",
-                "choose an area that has data",
-            )
-        alphas = ALPHAS if self.alpha == "auto" else np.array([float(self.alpha)])
-        without = [
-            _subtracted(sums, fold).solve(alphas) if there else None
-            for fold, there in enumerate(filled)
-        ]
-        found, values, weights = self._held_out(parts, without, alphas.size)
-        error = np.square(self._back(found) - values) @ weights
-        best = int(np.argmin(error))
-        self.alpha_ = float(alphas[best])
-        exact = forward(self.target_transform, values)
-        self.residuals_ = Residuals.of(exact - found[best], weights)
-        missed = np.square(self._means(found[best]) - values)
-        self.held_out_rmse_ = float(np.sqrt(np.average(missed, weights=weights)))
-        coefficients, intercept = _subtracted(sums, -1).solve(alphas[[best]])
-        self.weights_ = coefficients[0].reshape(kernel, kernel, -1)
-        self.intercept_ = float(intercept[0])
-
-    def _usable(self, part: Part) -> tuple[NDArray[np.bool_], Floats]:
-        """Which vectors count, and how much."""
-        if (wrong := ~np.isfinite(part.values)).any() or (wrong := part.values < 0).any():
-            raise HeadError(
-                f"{wrong.sum()} labels are negative or infinity, the first is "
-                f"{part.values[np.argmax(wrong)]}",
-                "NaN marks what is not labelled",
-            )
-        error = np.maximum(part.errors, self.se_floor)
-        return complete_rows(part.rows), np.square(self.se_floor / error)
-
-    def _held_out(
-        self, parts: Any, without: list[Any], count: int
-    ) -> tuple[Floats, Floats, Floats]:
-        """Predict each fold by the fits without it: (penalties, n), their labels and weights."""
-        found: list[Floats] = [np.empty((count, 0))]
-        values: list[Floats] = [np.empty(0)]
-        counted: list[Floats] = [np.empty(0)]
-        rng = np.random.default_rng(self.random_state)
-        share = min(1.0, HELD_OUT / parts.count)
-        for part in parts:
-            keep, weights = self._usable(part)
-            keep &= rng.random(keep.size) < share
-            for fold in np.unique(part.folds[keep]):
-                at = keep & (part.folds == fold)
-                coefficients, intercepts = without[fold]
-                rows = part.rows[at].astype(np.float64, copy=False)
-                found.append(coefficients @ rows.T + intercepts[:, None])
-                values.append(part.values[at])
-                counted.append(weights[at])
-        return np.concatenate(found, axis=1), np.concatenate(values), np.concatenate(counted)
+        """Choose the penalty by the held-out folds, solve for all, and keep what came of it."""
+        found = cross_fitted(
+            parts,
+            kernel * kernel * self.n_features_in_,
+            transform=self.target_transform,
+            alphas=ALPHAS if self.alpha == "auto" else np.array([float(self.alpha)]),
+            se_floor=self.se_floor,
+            seed=self.random_state,
+        )
+        self.weights_ = found.weights.reshape(kernel, kernel, -1)
+        self.intercept_, self.alpha_ = found.intercept, found.alpha
+        self.residuals_, self.held_out_rmse_ = found.residuals, found.held_out_rmse
+        self.n_labels_ = found.count
 
     def _back(self, values: Floats) -> Floats:
         return inverse(self.target_transform, values)
@@ -477,12 +410,3 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             **{k: scene.attrs[k] for k in ("nec_model",) if k in scene.attrs},
         }
         return georeferenced(mapped, scene)
-
-
-def _subtracted(sums: list[Sums], fold: int) -> Sums:
-    """Return the sums of all folds but one (-1: of all); adding them up anew loses no digits."""
-    total = Sums(sums[0].size)
-    for at, part in enumerate(sums):
-        if at != fold:
-            total = total + part
-    return total

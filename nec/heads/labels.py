@@ -128,12 +128,8 @@ class LabelRaster:
         """
         if self.coarse:
             return self._looked_up(rows, columns)
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
-        values = np.asarray(self.values[inside_y, inside_x])
-        valid = self._valid(values)
-        row = self.rows[inside_y] - rows.start
-        column = self.columns[inside_x] - columns.start
+        values, row, column = self._pixels(rows, columns)
+        valid, shape = self._valid(values), _shape(rows, columns)
         if values.shape == shape and _is_range(row) and _is_range(column):
             return values, valid
         classes, codes = np.unique(values[valid], return_inverse=True)
@@ -161,17 +157,25 @@ class LabelRaster:
         if self.coarse:
             values, valid = self._looked_up(rows, columns)
             return np.where(valid, values, np.nan).astype(np.float64)
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
-        values = np.asarray(self.values[inside_y, inside_x], dtype=np.float64)
-        valid = self._valid(values)
-        row = self.rows[inside_y] - rows.start
-        column = self.columns[inside_x] - columns.start
+        values, row, column = self._pixels(rows, columns)
+        values = values.astype(np.float64, copy=False)
+        valid, shape = self._valid(values), _shape(rows, columns)
         token = (row[:, None] * shape[1] + column[None, :])[valid]
         size = shape[0] * shape[1]
         count = np.bincount(token, minlength=size)
         total = np.bincount(token, weights=values[valid], minlength=size)
         return np.where(count, total / np.maximum(count, 1), np.nan).reshape(shape)
+
+    def _pixels(
+        self, rows: slice, columns: slice
+    ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.int64]]:
+        """Return the label pixels of a window of tokens, and each one's row and column in it."""
+        inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
+        return (
+            np.asarray(self.values[inside_y, inside_x]),
+            self.rows[inside_y] - rows.start,
+            self.columns[inside_x] - columns.start,
+        )
 
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         row, column = self.rows[rows], self.columns[columns]
@@ -220,6 +224,10 @@ def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> No
                 "on both they are matched by shape",
                 "write the CRS (rio.write_crs) to match by coordinate, or drop the coordinates",
             )
+
+
+def _shape(rows: slice, columns: slice) -> tuple[int, int]:
+    return rows.stop - rows.start, columns.stop - columns.start
 
 
 def _span(index: NDArray[np.int64], window: slice) -> slice:

@@ -82,6 +82,12 @@ def patch_statistics(patches: Tensor) -> Tensor:
     return torch.stack((mean, mean.square() / 2, contrast.log(), *energy), dim=-1)
 
 
+def moments(tokens: Tensor) -> Tensor:
+    """Return mean and deviation over the tokens (n, token, dim), shape (n, 2 dim)."""
+    # The floor keeps the gradient of a flat image finite.
+    return torch.cat((tokens.mean(1), (tokens.float().var(1) + 1e-4).sqrt()), dim=-1)
+
+
 class MaskedContrast(nn.Module):
     """Masked autoencoding and InfoNCE over two augmented views of the same chips.
 
@@ -205,11 +211,7 @@ class MaskedContrast(nn.Module):
         }
 
     def _pool(self, embedding: Tensor) -> Tensor:
-        mean = embedding.mean(1)
-        if self.pooling == "mean":
-            return mean
-        # The floor keeps the gradient of a flat image finite.
-        return torch.cat((mean, (embedding.float().var(1) + 1e-4).sqrt()), dim=-1)
+        return embedding.mean(1) if self.pooling == "mean" else moments(embedding)
 
     def _masked(
         self,

@@ -2,11 +2,11 @@
 
 from nec.production.archiving import ArchiveReport, encode_archive
 from nec.production.encoding import embed, encode
+from nec.production.fitting_sample import sample_features
 from nec.production.journal import Progress
 from nec.production.measures import EncodeReport
-from nec.production.sampling import sample_features
 from nec.production.scenes import SceneEntry, find_scenes
-from nec.production.work import Retries
+from nec.production.task import Retries
 
 __all__ = [
     "ArchiveReport",

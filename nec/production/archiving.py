@@ -13,12 +13,12 @@ from nec.archive import discard, is_of_earlier_source, is_sealed, seal
 from nec.errors import NecError
 from nec.model import Model, load_model
 from nec.production.encoding import running
+from nec.production.filling import Filling, fill, write_path
 from nec.production.job import Job, job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
-from nec.production.run import Filling, fill, write_path
 from nec.production.scenes import SceneEntry, find_scenes
-from nec.production.work import Retries, full, is_full, passing, reason_of
+from nec.production.task import Retries, full, is_full, passing, reason_of
 
 logger = logging.getLogger(__name__)
 

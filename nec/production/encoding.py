@@ -12,12 +12,12 @@ from nec.compressor import Compressor
 from nec.encoders.tiling import Tiling
 from nec.errors import SceneError
 from nec.model import Model, load_model
-from nec.production.engine import Engine, cluster, threads
+from nec.production.engine import Engine, cluster, one_torch_thread, threads
+from nec.production.filling import Filling, fill, write_path
 from nec.production.job import job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
-from nec.production.run import Filling, fill, one_torch_thread, write_path
-from nec.production.work import Retries
+from nec.production.task import Retries
 from nec.scene import ImageCollection
 
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from nec.archive import StoreWriter, Task
 from nec.errors import SchedulerError
 from nec.production.job import Job
-from nec.production.work import Outcome, Retries, do_task, do_task_elsewhere, packed
+from nec.production.task import Outcome, Retries, do_task, do_task_elsewhere, packed
 
 # Tasks that wait for each thread that works: enough that none idles, few enough that memory
 # stays flat however many there are.
@@ -122,6 +122,22 @@ def threads(workers: int | None, retries: Retries) -> Iterator[Threads]:
         yield Threads(executor, count, retries)
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def one_torch_thread(*, active: bool) -> Iterator[None]:
+    """Give torch one thread while ours share the cores: 2 x 1 beats 1 x 2."""
+    if not active:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 from nec.errors import StoreError
 from nec.production.engine import Engine
-from nec.production.work import Outcome, full, reason_of
+from nec.production.task import Outcome, full, reason_of
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from nec.evaluate.intervals import confusions, estimates
 from nec.heads import SceneClassifier
@@ -74,12 +72,12 @@ def probe(
     return table
 
 
-def _candidates(head: str, count: int) -> list[Pipeline]:
+def _candidates(head: str, count: int) -> list[SceneClassifier]:
     if head == "linear":
-        return [make_pipeline(SceneClassifier(C=C, max_iter=300)) for C in STRENGTHS]
+        return [SceneClassifier(C=C, max_iter=300) for C in STRENGTHS]
     return [
-        make_pipeline(scaler, SceneClassifier(method="knn", n_neighbors=k, metric=metric))
-        for scaler in ("passthrough", StandardScaler())
+        SceneClassifier(method="knn", n_neighbors=k, metric=metric, standardize=standardize)
+        for standardize in (False, True)
         for metric in ("cosine", "euclidean")
         for k in NEIGHBOURS
         if k <= count
@@ -88,7 +86,7 @@ def _candidates(head: str, count: int) -> list[Pipeline]:
 
 def _tuned(
     head: str, X: NDArray[np.float32], truth: NDArray[np.intp], train: NDArray[np.intp]
-) -> Pipeline:
+) -> SceneClassifier:
     order = np.random.default_rng(SEED).permutation(train)
     validation, fitted = np.split(order, [len(order) // 5])
     candidates = _candidates(head, len(fitted))
@@ -98,13 +96,12 @@ def _tuned(
     return candidates[int(np.argmax(scores))]
 
 
-def _said(estimator: Pipeline) -> dict[str, Any]:
+def _said(estimator: SceneClassifier) -> dict[str, Any]:
     """Return the hyperparameters that were chosen."""
-    last = estimator[-1]
-    if last.method == "linear":
-        return {"C": last.C}
+    if estimator.method == "linear":
+        return {"C": estimator.C}
     return {
-        "n_neighbors": last.n_neighbors,
-        "metric": last.metric,
-        "standardised": len(estimator) > 1 and isinstance(estimator[0], StandardScaler),
+        "n_neighbors": estimator.n_neighbors,
+        "metric": estimator.metric,
+        "standardised": estimator.standardize,
     }

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nec.evaluate.intervals import DRAWS, MARGIN
+from nec.evaluate.intervals import DRAWS, MARGIN, interval
 
 REFERENCE = "dense"
 
@@ -19,7 +19,7 @@ def right(record: dict[str, Any], key: str, count: int) -> NDArray[np.float64]:
     return np.array([float(c) for c in (digits if key == "clean" else digits[:count])])
 
 
-def interval(values: NDArray[np.float64]) -> Interval:
+def average(values: NDArray[np.float64]) -> Interval:
     """Average values of shape (seed, image); seeds and images are both drawn anew."""
     seeds, images = values.shape
     rng = np.random.default_rng(0)
@@ -27,12 +27,7 @@ def interval(values: NDArray[np.float64]) -> Interval:
     # Another training is another unit.
     of_seed = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=DRAWS) / seeds
     drawn = ((of_image @ values.T) * of_seed).sum(1)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return {
-        "value": round(float(values.mean()), 5),
-        "low": round(float(low), 5),
-        "high": round(float(high), 5),
-    }
+    return interval(float(values.mean()), drawn)
 
 
 def row_tables(runs: dict[str, list[dict[str, Any]]], count: int) -> dict[str, Any]:
@@ -52,11 +47,9 @@ def row_tables(runs: dict[str, list[dict[str, Any]]], count: int) -> dict[str, A
     }
     table: dict[str, Any] = {}
     for row, of_row in answers.items():
-        entry: dict[str, Any] = {"accuracy": {k: interval(v) for k, v in of_row.items()}}
+        entry: dict[str, Any] = {"accuracy": {k: average(v) for k, v in of_row.items()}}
         if row != REFERENCE:
-            entry["difference"] = {
-                k: interval(v - answers[REFERENCE][k]) for k, v in of_row.items()
-            }
+            entry["difference"] = {k: average(v - answers[REFERENCE][k]) for k, v in of_row.items()}
             entry["no_worse"] = {k: v["low"] > -MARGIN for k, v in entry["difference"].items()}
         table[row] = entry | costs(runs[row])
     return table

@@ -1,9 +1,8 @@
-"""A run: stores filled task by task, a bounded number of tasks under way at any time."""
+"""Stores filled task by task, a bounded number of tasks under way at any time."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from nec.production.engine import Engine
 from nec.production.job import Job
 from nec.production.journal import Journal
 from nec.production.measures import EncodeReport, report
-from nec.production.work import Outcome, reason_of
+from nec.production.task import Outcome, reason_of
 
 log = logging.getLogger(__name__)
 
@@ -135,22 +134,6 @@ def _outcome(future: "Future[Outcome]", store: Filling, task: Task) -> Outcome:
         log.warning("task %s of %s: %s", task.name, store.name, reason)
         store.writer.fail(task, reason)
         return Outcome(task, "failed", reason, 1, store.job.source.size(task))
-
-
-@contextmanager
-def one_torch_thread(*, active: bool) -> Iterator[None]:
-    """Give torch one thread while ours share the cores: 2 x 1 beats 1 x 2."""
-    if not active:
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def write_path(path: str | Path) -> Path:

@@ -1,0 +1,81 @@
+"""Samples of features, as pieces that a rotation and a coding are fitted to."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from nec.errors import CompressorError
+
+# Edge of the pieces that a sample is cut into: an inner chunk of a store.
+CHUNK = 128
+
+
+def pieces_of(
+    sample: ArrayLike | xr.DataArray | Sequence[ArrayLike],
+) -> list[NDArray[np.float32]]:
+    """Return the sample as arrays (sample, y, x, feature) no wider than a chunk."""
+    arrays = sample if isinstance(sample, list | tuple) else [sample]
+    pieces = []
+    for array in arrays:
+        if isinstance(array, xr.DataArray):
+            known = ("sample", "time", "y", "x", "band", "feature")
+            array = array.transpose(*(d for d in known if d in array.dims))  # noqa: PLW2901
+        values = np.asarray(array, np.float32)
+        if values.ndim not in (3, 4):
+            raise CompressorError(
+                f"a sample has shape {values.shape}", "pass (y, x, feature) or (n, y, x, feature)"
+            )
+        values = values if values.ndim == 4 else values[None]
+        pieces += [
+            values[:, y : y + CHUNK, x : x + CHUNK]
+            for y in range(0, values.shape[1], CHUNK)
+            for x in range(0, values.shape[2], CHUNK)
+        ]
+    return pieces
+
+
+def kept_lengths(
+    pieces: list[NDArray[np.float32]], basis: NDArray[np.float32]
+) -> list[NDArray[np.float32]] | None:
+    """Return which part of each valid vector's length the basis holds; None where it holds all."""
+    if basis.shape[1] == len(basis):
+        return None
+    parts = []
+    for piece in pieces:
+        values = vectors_of(piece)
+        values = values[~np.isnan(values).any(1)]
+        length = np.linalg.norm(values, axis=1)
+        held = np.linalg.norm(values @ basis, axis=1)
+        parts.append(np.where(length > 0, held / np.where(length > 0, length, 1), 1))
+    return parts
+
+
+def vectors_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the vectors of a piece, (n, feature)."""
+    return values.reshape(-1, values.shape[-1])
+
+
+def cells_of(scenes: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
+    """Return pooled features as arrays (sample, y, x, feature); lone vectors as 1 x 1."""
+    arrays = scenes if isinstance(scenes, list | tuple) else [scenes]
+    cells = []
+    for array in arrays:
+        values = np.asarray(array, np.float32)
+        cells += pieces_of(values[:, None, None, :] if values.ndim == 2 else values)
+    return cells
+
+
+def pooled(pieces: list[NDArray[np.float32]], cell: int = 16) -> list[NDArray[np.float32]]:
+    """Return means of cells of the pieces over their valid vectors, NaN where there is none."""
+    found = []
+    for values in pieces:
+        n, h, w, d = values.shape
+        ch, cw = min(cell, h), min(cell, w)
+        cut = values[:, : h - h % ch, : w - w % cw]
+        cells = cut.reshape(n, h // ch, ch, w // cw, cw, d)
+        count = (~np.isnan(cells)).sum((2, 4))
+        means = np.nansum(cells, (2, 4)) / np.where(count > 0, count, np.nan)
+        found.append(means.astype(np.float32))
+    return found
