@@ -14,7 +14,7 @@ from nec.errors import MissingLibraryError, NecError
 
 if TYPE_CHECKING:
     from nec.archive import open_store as open  # noqa: A004
-    from nec.archive import seal, verify
+    from nec.archive import publish, seal, verify
     from nec.compressor import Compressor
     from nec.model import Model, list_models, load_model
     from nec.production import embed, encode, encode_archive
@@ -31,6 +31,7 @@ __all__ = [
     "list_models",
     "load_model",
     "open",
+    "publish",
     "sample",
     "seal",
     "verify",
@@ -45,6 +46,7 @@ _HOMES = {
     "list_models": "nec.model",
     "load_model": "nec.model",
     "open": "nec.archive",
+    "publish": "nec.archive",
     "sample": "nec.sampling",
     "seal": "nec.archive",
     "verify": "nec.archive",

@@ -1,8 +1,9 @@
-"""The archive: write, resume, seal, verify and read a store of embeddings."""
+"""The archive: write, resume, seal, verify, publish and read a store of embeddings."""
 
 from nec.archive.grid import Task, TokenGrid
 from nec.archive.layout import ArrayLayout, Coordinate, Layout
 from nec.archive.objects import Traffic
+from nec.archive.publication import Publication, publish
 from nec.archive.reader import open_store, read_basis
 from nec.archive.receipts import Receipt
 from nec.archive.seal import seal
@@ -15,6 +16,7 @@ __all__ = [
     "Coordinate",
     "Layout",
     "Problem",
+    "Publication",
     "Receipt",
     "Report",
     "StoreWriter",
@@ -25,6 +27,7 @@ __all__ = [
     "is_of_earlier_source",
     "is_sealed",
     "open_store",
+    "publish",
     "read_basis",
     "seal",
     "verify",

@@ -24,7 +24,7 @@ from nec.archive.metadata import canonical, parse_root
 from nec.archive.receipts import Receipt, StoredObject, receipt_key
 from nec.archive.seal import filled_arrays
 from nec.archive.shard import damage
-from nec.errors import StoreError
+from nec.errors import MissingLibraryError, StoreError
 
 # Shards kept for the ranges that are asked of them: index and chunks come one by one.
 _KEPT = 8
@@ -227,7 +227,10 @@ def checked_store(
     name = str(store)
     bare: Store
     if "://" in name:
-        bare = FsspecStore.from_url(name, storage_options=storage_options, read_only=True)
+        try:
+            bare = FsspecStore.from_url(name, storage_options=storage_options, read_only=True)
+        except ImportError as error:  # fsspec's own: "Install s3fs to access S3"
+            raise MissingLibraryError(f"{name}: {error}", "pip install 'nec[remote]'") from error
     else:
         bare = LocalStore(Path(name), read_only=True)
     remote = not isinstance(bare, LocalStore)

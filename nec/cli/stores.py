@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
 from nec.cli.terminal import Store, app, console, progress_bar
@@ -153,6 +154,41 @@ def seal(store: Annotated[Path, typer.Argument(help="Finished store.")]) -> None
 
     run(store)
     console.print(f"[bold]{escape(str(store))}[/bold] is sealed")
+
+
+@app.command()
+def publish(
+    store: Annotated[Path, typer.Argument(help="Sealed store on this machine.")],
+    url: Annotated[str, typer.Argument(help="Where it is to be: s3://bucket/name.zarr, gs://…")],
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the storage, KEY=VALUE: endpoint_url=https://s3.example.org"),
+    ] = None,
+) -> None:
+    """Copy a sealed store to object storage, where nobody sees it half there.
+
+    Run it again after an interruption: what is there already is not sent again. Keys come from
+    the environment or the storage's own configuration.
+
+    [bold]Example:[/bold] nec publish out.zarr s3://archive/out.zarr
+    """
+    from nec.archive import publish as run
+
+    pairs = [o.partition("=") for o in option or []]
+    if wrong := [key + sign for key, sign, value in pairs if not (key and sign and value)]:
+        raise StoreError(f"--option {wrong[0]} has no value", "write KEY=VALUE")
+    with Progress(console=console) as bar:
+        task = bar.add_task(escape(f"publishing {store}"), total=None)
+        done = run(
+            store,
+            url,
+            storage_options={key: value for key, _, value in pairs},
+            progress=lambda now, total: bar.update(task, completed=now, total=total),
+        )
+    console.print(
+        f"[bold]{escape(done.url)}[/bold]: {done.objects} objects, {done.sent} of them sent now "
+        f"({size_text(done.bytes)})"
+    )
 
 
 @app.command()

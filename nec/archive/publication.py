@@ -1,0 +1,166 @@
+"""Publishing: a sealed store copied to object storage, where nobody sees it half there."""
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nec.archive.creation import read_root
+from nec.archive.manifest import KEY, check_seal, read_part
+from nec.archive.receipts import StoredObject
+from nec.archive.seal import root_entry
+from nec.errors import MissingLibraryError, StoreError
+
+logger = logging.getLogger(__name__)
+
+ROOT = "zarr.json"
+# Objects that are sent at once: a shard holds about 100 KB.
+_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What a publication did.
+
+    Attributes
+    ----------
+    url : str
+        Where the store is now.
+    objects : int
+        Objects of the store, its metadata and manifest included.
+    sent : int
+        Those that were sent; the others were there.
+    bytes : int
+        Sent.
+    """
+
+    url: str
+    objects: int
+    sent: int
+    bytes: int
+
+
+def publish(
+    store: str | Path,
+    url: str,
+    *,
+    storage_options: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Publication:
+    """Copy a sealed store to an address that fsspec writes to: ``s3://``, ``gs://``, ``memory://``.
+
+    Each object is checked against the manifest before it is sent. The root ``zarr.json``, without
+    which there is no store, is sent last and only where none is: a reader finds all of the store
+    or none of it, and of two publishers one wins. A publication that was cut short is brought to
+    its end by another one, which leaves out what is there in the same size and, where the storage
+    tells MD5 digests, with the same one.
+
+    Parameters
+    ----------
+    store : str or Path
+        A sealed store on this machine.
+    url : str
+        Where it is to be, its own name included.
+    storage_options : mapping, optional
+        For fsspec, such as ``{"endpoint_url": "https://s3.example.org"}``.
+    progress : callable, optional
+        Called with the number of objects that are done, and of all.
+
+    Raises
+    ------
+    StoreError
+        The store is not sealed or damaged, or another one is at the address.
+    """
+    import fsspec
+
+    path, name = Path(store), url.rstrip("/")
+    if "://" not in name or name.startswith(("file://", "local://")):
+        raise StoreError(f"{url} is a folder of this machine", "copy the store: it is plain files")
+    root = read_root(path)
+    if "seal" not in root["attributes"]["nec"]:
+        raise StoreError(f"{path} is not sealed", "run nec seal, then publish")
+    try:
+        files, base = fsspec.core.url_to_fs(name, **dict(storage_options or {}))
+    except ImportError as error:
+        raise MissingLibraryError(f"{name}: {error}", "pip install 'nec[remote]'") from error
+    own = (path / ROOT).read_bytes()
+    _refuse_others(files, base, own, name)
+    there = _listed(files, base)
+    objects = dict(_objects(path, root))
+    if root_entry(root) != objects.pop(ROOT):
+        raise StoreError(f"{ROOT} of {path} is not the one that was sealed", "run nec verify")
+    lacking = [k for k in objects if not _is_there(path / k, there.get(k))]
+    done, sent = len(objects) - len(lacking), 0
+    for at in range(0, len(lacking), _BATCH):
+        batch = {k: _checked(path, k, objects[k]) for k in lacking[at : at + _BATCH]}
+        files.pipe({f"{base}/{key}": data for key, data in batch.items()})
+        sent += sum(map(len, batch.values()))
+        done += len(batch)
+        if progress is not None:
+            progress(done, len(objects) + 1)
+    if ROOT not in there:
+        try:
+            files.pipe_file(f"{base}/{ROOT}", own, mode="create")
+        except FileExistsError:
+            _refuse_others(files, base, own, name)
+        sent += len(own)
+        lacking.append(ROOT)
+    if progress is not None:
+        progress(len(objects) + 1, len(objects) + 1)
+    logger.info("published %s to %s: %d objects sent", path, name, len(lacking))
+    return Publication(name, len(objects) + 1, len(lacking), sent)
+
+
+def _refuse_others(files: Any, base: str, own: bytes, name: str) -> None:
+    try:
+        other = files.cat_file(f"{base}/{ROOT}")
+    except FileNotFoundError:
+        return
+    if other != own:
+        raise StoreError(f"another store is at {name}", "choose another address, or remove it")
+
+
+def _listed(files: Any, base: str) -> dict[str, dict[str, Any]]:
+    """Return what is at the address, by key."""
+    files.invalidate_cache()
+    found = files.find(base, detail=True)
+    return {path.removeprefix(base).lstrip("/"): about for path, about in found.items()}
+
+
+def _is_there(file: Path, about: dict[str, Any] | None) -> bool:
+    if about is None or about.get("size") != file.stat().st_size:
+        return False
+    tag = str(about.get("ETag", "")).strip('"')
+    # Tags of parted or encrypted uploads are no MD5.
+    if len(tag) == 32 and "-" not in tag:
+        return tag == hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
+    return True
+
+
+def _objects(path: Path, root: Mapping[str, Any]) -> Iterator[tuple[str, StoredObject]]:
+    """Go through all objects: arrays and metadata, then the manifest that vouches for them."""
+
+    def read(key: str) -> bytes | None:
+        file = path / key
+        return file.read_bytes() if file.exists() else None
+
+    index = read(KEY)
+    manifest = check_seal(index, root, str(path))
+    own = {}
+    for part in manifest.parts:
+        data = read(part.key)
+        yield from read_part(data, part, str(path)).items()
+        own[part.key] = StoredObject.of(data or b"")
+    yield from own.items()
+    yield KEY, StoredObject.of(index or b"")
+
+
+def _checked(path: Path, key: str, expected: StoredObject) -> bytes:
+    file = path / key
+    data = file.read_bytes() if file.exists() else b""
+    if StoredObject.of(data) != expected:
+        problem = "is not the object that was sealed" if data else "is missing"
+        raise StoreError(f"{key} of {path} {problem}", "run nec verify; restore it from a copy")
+    return data
