@@ -15,7 +15,15 @@ if importlib.util.find_spec("compressai") is None:
 import torch
 from torch import Tensor
 
-from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export, warm_up
+from nec.bottleneck import (
+    Bottleneck,
+    Distillation,
+    EncoderEnd,
+    Trainer,
+    export,
+    mean_and_roughness,
+    warm_up,
+)
 from nec.codec.chunk import encode_chunk, read_coefficients
 from nec.codec.container import take_apart
 from nec.codec.decisions import Transformed
@@ -23,7 +31,7 @@ from nec.codec.guarantee import cosines
 from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import CompressorError
-from nec.pretrain.objective import moments
+from nec.heads import pooling
 from nec.rotation import rotate
 
 DIM, SIDE = 12, 16
@@ -126,7 +134,7 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     embedding = end(tokens).detach()
     assert (embedding - whole).abs().max() < 1e-4
     vectors = embedding.flatten(2).transpose(1, 2)
-    targets = {"embedding": vectors, "pooled": moments(vectors)}
+    targets = {"embedding": vectors, "pooled": mean_and_roughness(embedding)}
     bottleneck = started("transform", embedding, compressors)
     sizes = {k: v.shape[-1] for k, v in targets.items()}
     distillation = Distillation(DIM, sizes, {"embedding": 1.0, "pooled": 0.5})
@@ -136,6 +144,11 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     assert found["embedding"] < 0.01
     made = Trainer(end, bottleneck, distillation, bits=tuple(8 * s for s in SIZES), peak=1e-3)
     return made, tokens, targets
+
+
+def test_pools_as_heads_do(features: Tensor) -> None:
+    ours = mean_and_roughness(features).numpy()
+    np.testing.assert_allclose(ours, pooling.mean_and_roughness(features.numpy()), atol=1e-4)
 
 
 def test_training_lowers_the_loss_and_resumes(
