@@ -5,7 +5,8 @@ encoder, a light predictor and the bottleneck train, for little distortion and f
 learned leaves as a `nec.Compressor` of the frozen format: a basis, steps and integer tables, so
 reading needs neither torch nor a network, and no float decides anything.
 
-Torch and CompressAI (``pip install 'nec[train]'``) are imported here.
+Torch is imported here; CompressAI (``pip install 'nec[train]'``) by the two priors that are its
+models, factorised and hyperprior.
 
 References
 ----------
