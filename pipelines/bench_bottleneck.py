@@ -4,10 +4,11 @@
 
 Photos that were kept out of the bottlenecks' training (and are none of the test pool) are coded
 100 to a chunk, and the bytes of those chunks are counted; a hyperprior's bits are an estimate,
-and marked so. Heads are fitted on decoded embeddings of the photos that were trained on. Beside
-the probe's accuracy stands what share of the float embedding's variance a linear map does not
-find in the decoded one: of tokens, and of the whitened mean of an image. The
-average byte saving is at equal such shares. Writes ``docs/benchmarks/bottleneck.{json,png}``.
+and marked so. Heads are fitted on decoded embeddings of the photos that were trained on, on the
+mean of an image's tokens, and on mean and roughness. Beside the probe's accuracy stands what
+share of the float embedding's variance a linear map does not find in the decoded one: of tokens,
+and of the whitened mean of an image. The average byte saving is at equal such shares. Writes
+``docs/benchmarks/bottleneck.{json,png}``.
 """
 
 import argparse
@@ -16,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codec_bench.baselines import PrincipalComponents
 from encoder_bench.probes import probe
 from fit_compressors import GAMMA
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from torch import Tensor
 from train_bottleneck import LADDER, load_network, pieces
 from trunk import WEIGHTS, Targets, features_of, load_parts
@@ -27,10 +28,13 @@ from trunk import WEIGHTS, Targets, features_of, load_parts
 from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
 from nec.compressor import Compressor
 from nec.evaluate import RateCurve
+from nec.heads.pooling import mean_and_roughness
 from nec.model import ENCODER, load_model
 
 BASE = "transform codec"
 SHARES = tuple(WEIGHTS)
+MEAN, ROUGH = "mean", "mean and roughness"
+SCALING = "per component"
 
 
 def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -69,22 +73,28 @@ def plot(table: dict, out: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
 
-    figure, axes = plt.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
     for name, rows in table["rows"].items():
         size = [r["bytes_per_image"] for r in rows]
         style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-"}
-        axes[0].plot(size, [100 * r["accuracy"]["value"] for r in rows], label=name, **style)
-        for ax, share in zip(axes[1:], ("embedding", "pooled_mean"), strict=True):
+        for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
+            ax.plot(
+                size, [100 * r["accuracy"][pooling]["value"] for r in rows], label=name, **style
+            )
+        for ax, share in zip(axes[2:], ("embedding", "mean"), strict=True):
             ax.plot(size, [r["unexplained"][share] for r in rows], label=name, **style)
-    for name, row in table["trivial"].items():
-        at = (row["bytes_per_image"], 100 * row["accuracy"]["value"])
-        axes[0].plot(*at, "k+")
-        axes[0].annotate(name, at, fontsize=7, ha="right", va="top")
-    axes[0].axhline(100 * table["float"]["value"], color="grey", linewidth=1)
+    for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
+        for name, row in table["trivial"].items():
+            if row["pooling"] == pooling:
+                at = (row["bytes_per_image"], 100 * row["accuracy"]["value"])
+                ax.plot(*at, "k+")
+                ax.annotate(name.partition(" of ")[0], at, fontsize=7, ha="right", va="top")
+        ax.axhline(100 * table["float"][pooling]["value"], color="grey", linewidth=1)
     titles = (
-        "accuracy of a linear probe, %",
+        "linear probe of the mean, %",
+        "linear probe of mean and roughness, %",
         "tokens: unexplained",
-        "mean, deviation: unexplained",
+        "whitened mean: unexplained",
     )
     for ax, title in zip(axes, titles, strict=True):
         ax.set(xscale="log", xlabel="bytes an image", title=title)
@@ -150,7 +160,7 @@ def main() -> None:
     sample = pieces(floats[spread(train)])
     sample += pieces(features_of(end, parts[1].tokens[spread(np.arange(len(parts[1].tokens)))]))
     rows: dict[str, list[dict]] = {}
-    vectors: dict[tuple[str, int], NDArray[np.float32]] = {}
+    vectors: dict[tuple[str, str, int], NDArray[np.float32]] = {}
 
     def add(name: str, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool) -> None:
         rows.setdefault(name, []).append(
@@ -160,7 +170,9 @@ def main() -> None:
                 "unexplained": unexplained(decoded),
             }
         )
-        vectors[name, len(rows[name]) - 1] = decoded.flatten(2).mean(2).numpy()
+        described = mean_and_roughness(decoded.numpy())
+        vectors[ROUGH, name, len(rows[name]) - 1] = described
+        vectors[MEAN, name, len(rows[name]) - 1] = described[:, : decoded.shape[1]]
         print(name, rows[name][-1], flush=True)
 
     def add_compressors(name: str, features: Tensor, compressors: list[Compressor]) -> None:
@@ -212,33 +224,46 @@ def main() -> None:
             add_compressors(run.name, features, ladder)
         training[run.name] = record
 
-    pooled = {}
-    means = floats.flatten(2).mean(2).numpy()
-    for k in (8, 16, 32):
-        scores = PCA(k).fit(means[train]).transform(means)
-        step = np.abs(scores[train]).max(0) / 127
-        pooled[f"pooled, PCA-{k} int8"] = (np.rint(scores / step).clip(-128, 127) * step, k)
-    splits, units = [(train, test)], np.arange(len(means))
+    described = mean_and_roughness(floats.numpy())
+    ideal = {ROUGH: described, MEAN: described[:, : floats.shape[1]]}
     trivial: dict[str, dict] = {}
-    for at in range(len(LADDER)):
-        here = {f"{n}": v for (n, i), v in vectors.items() if i == at}
-        found = probe(
-            {"float": means, **here, **{n: v[0].astype(np.float32) for n, v in pooled.items()}},
-            photos.labels,
-            splits,
-            units,
-            reference=BASE,
-        )
-        for name in here:
-            rows[name][at]["accuracy"] = found[name]["linear"]["accuracy"]
-        reference = found["float"]["linear"]["accuracy"]
-        trivial = {
-            n: {"bytes_per_image": v[1], "accuracy": found[n]["linear"]["accuracy"]}
-            for n, v in pooled.items()
+    reference: dict[str, dict] = {}
+    for pooling, vector in ideal.items():
+        components = PrincipalComponents.fit(vector[train])
+        pooled = {
+            f"PCA-{k} int8 of {pooling}": (
+                components.decode(components.numbers(vector, k, SCALING), SCALING),
+                k,
+            )
+            for k in (8, 16, 32)
         }
-        for entry in (*trivial.values(), {"accuracy": reference}):
-            for key in ("difference", "no_worse"):
-                entry["accuracy"].pop(key, None)
+        for at in range(len(LADDER)):
+            here = {n: v for (p, n, i), v in vectors.items() if (p, i) == (pooling, at)}
+            found = probe(
+                {"float": vector, **here, **{n: v for n, (v, _) in pooled.items()}},
+                photos.labels,
+                [(train, test)],
+                np.arange(len(vector)),
+                reference=BASE,
+                heads=("linear",),
+            )
+            for name in here:
+                rows[name][at].setdefault("accuracy", {})[pooling] = found[name]["linear"][
+                    "accuracy"
+                ]
+        reference[pooling] = found["float"]["linear"]["accuracy"]
+        trivial |= {
+            n: {
+                "bytes_per_image": size,
+                "pooling": pooling,
+                "accuracy": found[n]["linear"]["accuracy"],
+            }
+            for n, (_, size) in pooled.items()
+        }
+    for entry in (*(t["accuracy"] for t in trivial.values()), *reference.values()):
+        # Each was paired with the last size alone.
+        for key in ("difference", "no_worse"):
+            entry.pop(key, None)
     saving = {
         name: {
             share: average_saving(

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from nec.bottleneck import EncoderEnd, whitening
+from nec.bottleneck import EncoderEnd, mean_and_roughness, whitening
 from nec.encoders.vit import VisionTransformer, compand
 from nec.model import sha256_of
-from nec.pretrain.objective import moments, patch_statistics, patch_targets
+from nec.pretrain.objective import patch_statistics, patch_targets
 
 BATCH = 64
 # A fifth of the training images by name, for comparisons: no image of the test pool.
@@ -24,7 +24,8 @@ HELD_OUT, SEED = 0.2, 7
 WEIGHTS = {
     "embedding": 1.0,
     "pooled": 0.5,
-    "pooled_mean": 1.0,
+    "mean": 1.0,
+    "mean_tells_all": 1.0,
     "pixels": 0.5,
     "statistics": 0.5,
 }
@@ -169,18 +170,19 @@ class Targets:
 
     def __init__(self, network: VisionTransformer, sample: Tensor) -> None:
         self.network = network
-        tokens = sample.flatten(2).transpose(1, 2)
-        self.of_moments = whitening(moments(tokens))
-        self.of_means = whitening(tokens.mean(1))
+        self.whole = whitening(mean_and_roughness(sample))
+        self.means = whitening(sample.mean((2, 3)))
 
     def of(self, features: Tensor, chips: Tensor) -> dict[str, Tensor]:
         """Return targets of float features (n, dim, y, x) and chips (n, 6, y, x)."""
-        tokens = features.flatten(2).transpose(1, 2)
+        whole = _white(mean_and_roughness(features), self.whole)
         patches = self.network.patches(compand(chips.float())).permute(0, 2, 1, 3)
         return {
-            "embedding": tokens,
-            "pooled": _white(moments(tokens), self.of_moments),
-            "pooled_mean": _white(tokens.mean(1), self.of_means),
+            "embedding": features.flatten(2).transpose(1, 2),
+            "pooled": whole,
+            "mean": _white(features.mean((2, 3)), self.means),
+            # Texture that the mean tells survives where high frequencies do not.
+            "mean_tells_all": whole,
             "pixels": patch_targets(patches).flatten(2),
             "statistics": patch_statistics(patches).flatten(2),
         }

@@ -8,14 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-if importlib.util.find_spec("compressai") is None:
-    pytest.skip("CompressAI is not installed: pip install 'nec[train]'", allow_module_level=True)
-
 import torch
 from torch import Tensor
 
-from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export, warm_up
+from nec.bottleneck import (
+    Bottleneck,
+    Distillation,
+    EncoderEnd,
+    Trainer,
+    export,
+    mean_and_roughness,
+    warm_up,
+)
 from nec.codec.chunk import encode_chunk, read_coefficients
 from nec.codec.container import take_apart
 from nec.codec.decisions import Transformed
@@ -23,11 +27,19 @@ from nec.codec.guarantee import cosines
 from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import CompressorError
-from nec.pretrain.objective import moments
+from nec.heads import pooling
 from nec.rotation import rotate
 
 DIM, SIDE = 12, 16
-KINDS = ("transform", "factorised", "hyperprior")
+_compressai = pytest.mark.skipif(
+    importlib.util.find_spec("compressai") is None,
+    reason="CompressAI is not installed: pip install 'nec[train]'",
+)
+KINDS = (
+    "transform",
+    pytest.param("factorised", marks=_compressai),
+    pytest.param("hyperprior", marks=_compressai),
+)
 SIZES = (0.3, 1.2)
 
 
@@ -126,7 +138,7 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     embedding = end(tokens).detach()
     assert (embedding - whole).abs().max() < 1e-4
     vectors = embedding.flatten(2).transpose(1, 2)
-    targets = {"embedding": vectors, "pooled": moments(vectors)}
+    targets = {"embedding": vectors, "pooled": mean_and_roughness(embedding)}
     bottleneck = started("transform", embedding, compressors)
     sizes = {k: v.shape[-1] for k, v in targets.items()}
     distillation = Distillation(DIM, sizes, {"embedding": 1.0, "pooled": 0.5})
@@ -136,6 +148,11 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     assert found["embedding"] < 0.01
     made = Trainer(end, bottleneck, distillation, bits=tuple(8 * s for s in SIZES), peak=1e-3)
     return made, tokens, targets
+
+
+def test_pools_as_heads_do(features: Tensor) -> None:
+    ours = mean_and_roughness(features).numpy()
+    np.testing.assert_allclose(ours, pooling.mean_and_roughness(features.numpy()), atol=1e-4)
 
 
 def test_training_lowers_the_loss_and_resumes(
@@ -156,7 +173,9 @@ def test_training_lowers_the_loss_and_resumes(
     assert one.trained()["end"] == 0
 
 
-@pytest.mark.parametrize(("kind", "rank"), [("transform", 6), ("factorised", None)])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("transform", 6), pytest.param("factorised", None, marks=_compressai)]
+)
 def test_exports_what_it_learned(
     kind: str, rank: int | None, features: Tensor, compressors: list[Compressor]
 ) -> None:
@@ -224,9 +243,13 @@ def test_errors_say_what_to_do(features: Tensor, compressors: list[Compressor]) 
         Bottleneck(DIM, 1, kind="learned")
     with pytest.raises(CompressorError, match="keep 1 to 12"):
         Bottleneck(DIM, 1, rank=13)
-    with pytest.raises(CompressorError, match="network of floats"):
-        export(Bottleneck(DIM, 1, kind="hyperprior"), pieces(features), bytes_per_vector=[1.0])
     with pytest.raises(CompressorError, match="give one for each"):
         export(Bottleneck(DIM, 2), pieces(features), bytes_per_vector=[1.0])
     with pytest.raises(CompressorError, match="a block or less"):
         Bottleneck(DIM, 1, block=8)(features, 0)
+
+
+@_compressai
+def test_networks_are_no_tables(features: Tensor) -> None:
+    with pytest.raises(CompressorError, match="network of floats"):
+        export(Bottleneck(DIM, 1, kind="hyperprior"), pieces(features), bytes_per_vector=[1.0])

@@ -5,7 +5,8 @@ encoder, a light predictor and the bottleneck train, for little distortion and f
 learned leaves as a `nec.Compressor` of the frozen format: a basis, steps and integer tables, so
 reading needs neither torch nor a network, and no float decides anything.
 
-Torch and CompressAI (``pip install 'nec[train]'``) are imported here.
+Torch is imported here; CompressAI (``pip install 'nec[train]'``) by the two priors that are its
+models, factorised and hyperprior.
 
 References
 ----------
@@ -14,7 +15,7 @@ References
 """
 
 from nec.bottleneck.bottleneck import Bottleneck, Coded
-from nec.bottleneck.distillation import Distillation, whitening
+from nec.bottleneck.distillation import Distillation, mean_and_roughness, whitening
 from nec.bottleneck.encoder_end import EncoderEnd
 from nec.bottleneck.export import export
 from nec.bottleneck.training import Trainer, warm_up
@@ -26,6 +27,7 @@ __all__ = [
     "EncoderEnd",
     "Trainer",
     "export",
+    "mean_and_roughness",
     "warm_up",
     "whitening",
 ]

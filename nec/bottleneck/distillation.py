@@ -9,10 +9,27 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from nec.pretrain.objective import moments
-
 # Ridge of the first linear maps, relative to the mean variance.
 RIDGE = 1e-3
+
+
+def mean_and_roughness(features: Tensor) -> Tensor:
+    """Describe images as `nec.heads.pooling.mean_and_roughness` does, with a gradient.
+
+    Parameters
+    ----------
+    features : Tensor of shape (n, dim, y, x)
+
+    Returns
+    -------
+    Tensor of shape (n, 2 dim)
+    """
+    squares = features.diff(dim=2).square().sum((2, 3)) + features.diff(dim=3).square().sum((2, 3))
+    rows, columns = features.shape[2:]
+    pairs = (rows - 1) * columns + rows * (columns - 1)
+    # Decoded images without any texture have no slope at 0.
+    roughness = (squares / max(pairs, 1) + 1e-8).sqrt()
+    return torch.cat((features.mean((2, 3)), roughness), 1)
 
 
 def whitening(values: Tensor, floor: float = 1e-2) -> tuple[Tensor, Tensor]:
@@ -46,8 +63,9 @@ class Distillation(nn.Module):
     dim : int
         Length of a decoded vector.
     sizes : mapping of str to int
-        Components of each target. Those of images are predicted from the `moments` of their
-        tokens, and have names that begin with "pooled".
+        Components of each target. Those of images have names that begin with "pooled", and are
+        predicted from `mean_and_roughness` of their tokens; or with "mean", and are predicted
+        from the mean alone: what goes there costs few bits, because means are low frequencies.
     weights : mapping of str to float
         Of each target in the loss.
     """
@@ -56,7 +74,7 @@ class Distillation(nn.Module):
         super().__init__()
         self.weights = dict(weights)
         self.maps = nn.ModuleDict(
-            {n: nn.Linear(2 * dim if _pooled(n) else dim, size) for n, size in sizes.items()}
+            {n: nn.Linear((1 + n.startswith("pooled")) * dim, s) for n, s in sizes.items()}
         )
         for name, size in sizes.items():
             self.register_buffer(f"{name}_mean", torch.zeros(size))
@@ -65,9 +83,8 @@ class Distillation(nn.Module):
     @torch.no_grad()
     def start(self, features: Tensor, targets: Mapping[str, Tensor]) -> None:
         """Solve for the maps by ridge regression on a sample; see `forward`."""
-        tokens = features.flatten(2).transpose(1, 2)
         for name, target in targets.items():
-            x, y = self._pair(name, tokens, target)
+            x, y = _pair(name, features, target)
             mean, scale = y.nanmean(0), ((y - y.nanmean(0)).square().nanmean(0) + 1e-6).sqrt()
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_scale").copy_(scale)
@@ -90,10 +107,9 @@ class Distillation(nn.Module):
         targets : mapping of str to Tensor of shape (n, token, c) or (n, c)
             NaN is missing.
         """
-        tokens = features.flatten(2).transpose(1, 2)
         total, parts = torch.zeros((), device=features.device), {}
         for name, target in targets.items():
-            x, y = self._pair(name, tokens, target)
+            x, y = _pair(name, features, target)
             goal = (y - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
             missing = goal.isnan()
             error = (self.maps[name](x) - goal.nan_to_num()).square() * ~missing
@@ -101,14 +117,13 @@ class Distillation(nn.Module):
             total = total + self.weights[name] * parts[name]
         return {"distortion": total, **parts}
 
-    def _pair(self, name: str, tokens: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if _pooled(name):
-            return moments(tokens), target
-        return tokens.flatten(0, 1), target.flatten(0, 1)
 
-
-def _pooled(name: str) -> bool:
-    return name.startswith("pooled")
+def _pair(name: str, features: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if name.startswith("pooled"):
+        return mean_and_roughness(features), target
+    if name.startswith("mean"):
+        return features.mean((2, 3)), target
+    return features.flatten(2).transpose(1, 2).flatten(0, 1), target.flatten(0, 1)
 
 
 def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

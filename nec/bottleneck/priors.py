@@ -22,8 +22,6 @@ from nec.bottleneck.cosine import frequency_rings
 from nec.bottleneck.entropy_models import load_entropy_models
 from nec.codec.contexts import rings_of
 
-_models = load_entropy_models()
-
 # Smallest scale, in steps: most coefficients are almost surely 0, and almost free.
 SMALLEST_SCALE = 0.02
 LEAST_LIKELY = 1e-9
@@ -57,8 +55,9 @@ class FactorisedPrior(nn.Module):
 
     def __init__(self, bands: int, rates: int) -> None:
         super().__init__()
+        models = load_entropy_models()
         self.densities = nn.ModuleList(
-            _models.EntropyBottleneck(bands, init_scale=1) for _ in range(rates)
+            models.EntropyBottleneck(bands, init_scale=1) for _ in range(rates)
         )
 
     def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
@@ -99,8 +98,9 @@ class HyperPrior(nn.Module):
             nn.GELU(),
             nn.Conv2d(width, 2 * bands, 3, padding=1),
         )
-        self.densities = nn.ModuleList(_models.EntropyBottleneck(width) for _ in range(rates))
-        self.conditional = _models.GaussianConditional(None, scale_bound=SMALLEST_SCALE)
+        models = load_entropy_models()
+        self.densities = nn.ModuleList(models.EntropyBottleneck(width) for _ in range(rates))
+        self.conditional: Any = models.GaussianConditional(None, scale_bound=SMALLEST_SCALE)
 
     def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
         """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
@@ -116,12 +116,13 @@ class HyperPrior(nn.Module):
         return Quantised(hard, _bits(own) + _bits(likelihood))
 
 
-class _Laplacian(_models.GaussianConditional):  # type: ignore[misc, name-defined]
-    """Coefficients of cosine transforms have heavier tails than a Gaussian."""
-
-    def _standardized_cumulative(self, inputs: Tensor) -> Tensor:
-        tail = (-inputs.abs()).exp() / 2
-        return torch.where(inputs > 0, 1 - tail, tail)
+def _laplacian_bits(symbols: Tensor, scale: Tensor) -> Tensor:
+    """Return the bits of each image; cosine coefficients have heavier tails than a Gaussian."""
+    near = (symbols.abs() - 0.5) / scale
+    far = (symbols.abs() + 0.5) / scale
+    inside = 1 - ((near.clamp_max(0)).exp() + (-far).exp()) / 2
+    outside = ((-near.clamp_min(0)).exp() - (-far).exp()) / 2
+    return _bits(torch.where(near < 0, inside, outside))
 
 
 class CosinePrior(nn.Module):
@@ -149,7 +150,6 @@ class CosinePrior(nn.Module):
         # Before the softplus; lower and two sides, one and two bands before.
         self.context = nn.Parameter(torch.full((5, rings_of(block)), -3.0))
         self.register_buffer("mean", torch.zeros(bands))
-        self.conditional = _Laplacian(None, scale_bound=SMALLEST_SCALE)
 
     @torch.no_grad()
     def start(self, coefficients: Tensor) -> None:
@@ -203,16 +203,14 @@ class CosinePrior(nn.Module):
         near = self._contexts((residual.detach().abs() + 0.3).floor())
         weights = F.softplus(self.context)[:, rings]
         scale = self.level.exp()[:, rings] / steps[:, None, None]
-        scale = scale + (weights[:, None, None] * near).sum(0)
+        scale = SMALLEST_SCALE + scale + (weights[:, None, None] * near).sum(0)
         with torch.no_grad():
             hard = self._decide(residual, scale)
         symbols = straight_through(residual, hard)
-        likelihood = self.conditional._likelihood(symbols, scale)
-        return Quantised(symbols + expected, _bits(likelihood))
+        return Quantised(symbols + expected, _laplacian_bits(symbols, scale))
 
     def _decide(self, residual: Tensor, scale: Tensor) -> Tensor:
         """Round by rate and distortion."""
-        scale = scale.clamp_min(SMALLEST_SCALE)
         magnitude = residual.abs()
         nearest = (magnitude + 0.5).floor()
         tail = (-0.5 / scale).exp()
