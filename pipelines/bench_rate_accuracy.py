@@ -152,6 +152,11 @@ class Rows:
         return table
 
 
+def learned_name(path: Path) -> str:
+    """Name the row of a learned model's folder RUN/model."""
+    return f"learned: {path.parent.name}"
+
+
 def _file(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9.]+", "_", name)
 
@@ -179,7 +184,7 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
         )
     for path in models:
         own = load_model(path)
-        name = f"learned: {path.parent.name}/{path.name}"
+        name = learned_name(path)
         theirs, _ = tokens_of(
             own.encoder,
             task.images,
@@ -353,6 +358,10 @@ def main() -> None:
         "margin": MARGIN,
         "times": "CPU milliseconds an image, all threads, of the coding alone",
     }
+    if args.models:
+        results["learned"] = {
+            learned_name(path): load_model(path).card["bottleneck"] for path in args.models
+        }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     for name in args.tasks:
         start = time.perf_counter()

@@ -111,6 +111,32 @@ def section(found: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def learned(models: dict[str, Any]) -> list[str]:
+    """Return what was trained of each learned model, and how long."""
+    if not models:
+        return []
+    head = (
+        "row",
+        "of all parameters",
+        "steps",
+        "of the encoder's steps",
+        "of its images",
+        "made by",
+    )
+    rows = [
+        (
+            name,
+            f"{100 * m['trained_share']:.1f} %",
+            str(m["steps"]),
+            f"{100 * m['steps_share']:.1f} %",
+            f"{100 * m['images_share']:.1f} %",
+            f"`{m['command']}`",
+        )
+        for name, m in models.items()
+    ]
+    return ["### What the learned models trained", table(head, *rows)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=Path("docs/rates.md"))
@@ -118,7 +144,8 @@ def main() -> None:
     args = parser.parse_args()
     results = json.loads(args.json.read_text())
     tasks = [found for found in results.values() if isinstance(found, dict) and "poolings" in found]
-    text = replace_block(args.page.read_text(), "tables", "\n\n".join(map(section, tasks)))
+    parts = [*map(section, tasks), *learned(results.get("learned", {}))]
+    text = replace_block(args.page.read_text(), "tables", "\n\n".join(parts))
     args.page.write_text(text)
 
 
