@@ -57,7 +57,7 @@ class ArchiveReport:
 
 
 def encode_archive(
-    source: str | Path | Sequence[str | Path],
+    source: Any,
     folder: str | Path,
     *,
     model: str | Path | Model = "nec-tiny",
@@ -66,6 +66,7 @@ def encode_archive(
     retries: Retries | None = None,
     log: str | Path | None = None,
     sealing: bool = False,
+    catalog: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
@@ -77,7 +78,7 @@ def encode_archive(
 
     Parameters
     ----------
-    source : path, or sequence of them
+    source : path, sequence of them, or STAC object
         See `find_scenes`.
     folder : path
         Of the stores: ``NAME.zarr`` for each scene.
@@ -88,6 +89,9 @@ def encode_archive(
         ``encode.jsonl`` in `folder` by default; see `Journal`.
     sealing : bool
         Seal each store when it is complete.
+    catalog : bool
+        Write the STAC collection of the folder at the end; see `nec.catalog.build`. Stores that
+        it leaves out are failures.
     **options
         Further ones of `nec.encode`, the same for all scenes; those of a table come first.
 
@@ -103,7 +107,11 @@ def encode_archive(
         If the disk is full.
     ModelError, SchedulerError
         As `nec.encode`.
+    CatalogError
+        As `nec.catalog.build`; all scenes are encoded then.
     """
+    if catalog:
+        import nec.catalog  # before the work: the library that it needs may be missing
     out = write_path(folder)
     scenes = find_scenes(source)
     retries = retries or Retries()
@@ -149,6 +157,9 @@ def encode_archive(
             bytes_out=last.bytes_out,
             seconds=round(last.seconds, 3),
         )
+    if catalog and (stores or sealed):
+        left_out = nec.catalog.build(out, model=model).left_out
+        failures |= {f"{name} in the catalog": reason for name, reason in left_out.items()}
     return ArchiveReport(out, stores, tuple(sealed), failures, last)
 
 
