@@ -96,7 +96,7 @@ class _Check:
             return None
         for broken in broken_rules(document):
             yield f"{name}: {broken}"
-        return document
+        return dict(document)
 
     def _links(self, name: str, folder: Path, document: dict[str, Any]) -> Iterator[str]:
         for link in document["links"]:

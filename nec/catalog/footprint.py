@@ -47,8 +47,8 @@ def footprint(facts: StoreFacts, patch: int | None = None) -> Footprint:
     """Return the geometry of a store as GeoJSON, and its bounding box.
 
     Of a scene, the convex hull of its valid tokens, over all times, to a tenth of a token; of one
-    that is all missing, its grid. Of an image collection whose samples have a place, a box around them all; of one
-    without, nothing.
+    that is all missing, its grid. Of an image collection whose samples have a place, a box around
+    them all; of one without, nothing.
 
     Parameters
     ----------
@@ -75,7 +75,7 @@ def footprint(facts: StoreFacts, patch: int | None = None) -> Footprint:
 
 
 def _valid(facts: StoreFacts) -> NDArray[np.bool_]:
-    """Return where a token is valid at any time, (y, x): of the first band, which is a few bytes."""
+    """Return where a token is valid at any time, (y, x), from the first band, a few bytes."""
     first = open_store(facts.path, bands=1)["embedding"].isel(band=0)
     valid = first.notnull()
     if "time" in valid.dims:
@@ -92,8 +92,9 @@ def _hull(valid: NDArray[np.bool_], grid: GeoBox) -> BaseGeometry:
     last = valid.shape[1] - valid[rows][:, ::-1].argmax(axis=1)
     columns = np.concatenate([first, last, first, last])
     lines = np.concatenate([rows, rows, rows + 1, rows + 1])
-    x, y = grid.affine * (columns.astype(float), lines.astype(float))
-    return shapely.MultiPoint(np.stack([x, y], axis=1)).convex_hull
+    dx, _, left, _, dy, top = tuple(grid.affine)[:6]
+    corners = np.stack([left + columns * dx, top + lines * dy], axis=1)
+    return shapely.MultiPoint(corners).convex_hull
 
 
 def _located(shape: BaseGeometry, crs: Any) -> BaseGeometry:

@@ -1,6 +1,7 @@
 """STAC items as scenes: assets that hold bands, what the item says of them, and its time."""
 
 import logging
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -194,7 +195,7 @@ def open_item(source: Any, *, crs: Any = None) -> ItemSources:
         for asset, file in opened
         if not file.has_mask
         for band in asset.bands
-        if band.nodata is not None and band.nodata == band.nodata  # noqa: PLR0124  not NaN
+        if band.nodata is not None and not math.isnan(band.nodata)
     }
     if len(stated) > 1:
         raise SceneError(
