@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -239,9 +240,8 @@ def _collection(
     collection = pystac.Collection(
         told.id or root.name,
         told.description
-        or f"Compressed embeddings by {model} of {len(items)} "
-        f"{'source' if len(items) == 1 else 'sources'}, Zarr stores that xarray.open_zarr reads "
-        "after pip install nec.",
+        or f"Compressed embeddings by {model}: Zarr stores that xarray.open_zarr reads after pip "
+        "install nec.",
         _extent(items, told),
         title=told.title or f"Embeddings by {model}",
         license=told.licence or "other",
@@ -355,20 +355,28 @@ class _WholeFiles(DefaultStacIO):
 def parse_interval(text: str) -> Interval:
     """Read ``START/END`` or one instant, ISO 8601, UTC where nothing else is said.
 
+    A date without a clock starts with its first and ends with its last second.
+
     Raises
     ------
     CatalogError
         It is no such text.
     """
+    start, _, end = text.partition("/")
     try:
-        parts = [pystac.utils.str_to_datetime(part) for part in text.split("/")]
-        start, end = parts if len(parts) == 2 else (*parts, *parts)
-    except (ValueError, OverflowError) as error:
+        first, last = _instant(start, time.min), _instant(end or start, time(23, 59, 59))
+    except ValueError as error:
         raise CatalogError(
             f"{text!r} is no time", "pass START/END, as 2019-01-01/2019-12-31T23:59:59Z"
         ) from error
-    utc = pystac.utils.datetime_to_str
-    first, last = (pystac.utils.str_to_datetime(utc(when)) for when in (start, end))
     if first > last:
         raise CatalogError(f"{text!r} ends before it starts", "pass START/END")
     return first, last
+
+
+def _instant(text: str, clock: time) -> datetime:
+    try:
+        when = datetime.combine(date.fromisoformat(text), clock)
+    except ValueError:
+        when = datetime.fromisoformat(text)
+    return when.astimezone(UTC) if when.tzinfo else when.replace(tzinfo=UTC)

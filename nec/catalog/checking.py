@@ -75,7 +75,7 @@ class _Check:
                 yield from self._item(path, item, collection)
                 items.append(item)
         yield from _extent(collection, items)
-        yield from self._models(collection)
+        yield from self._models(collection, items)
         for store in find_stores(self.root):
             if store not in self.described:
                 yield f"{store.relative_to(self.root)} is not in the catalog: build it again"
@@ -132,13 +132,9 @@ class _Check:
             if collection[field] != facts.attributes[key]:
                 yield f"{name}: its store has {field} {facts.attributes[key]}, the collection not"
 
-    def _models(self, collection: dict[str, Any]) -> Iterator[str]:
-        weights = set()
-        for href in _hrefs(collection, "item"):
-            if (path := self.root / href).is_file():
-                properties = json.loads(path.read_bytes())["properties"]
-                if digest := properties.get("nec:weights_sha256"):
-                    weights.add(digest)
+    def _models(self, collection: dict[str, Any], items: list[dict[str, Any]]) -> Iterator[str]:
+        digests = (item["properties"].get("nec:weights_sha256") for item in items)
+        weights = {digest for digest in digests if digest is not None}
         for href in _hrefs(collection, "emb:model"):
             path = self.root / href
             if "://" in href or not path.is_file():
@@ -150,7 +146,7 @@ class _Check:
                 for asset in model["assets"].values()
                 if "mlm:model" in asset.get("roles", [])
             }
-            if named != weights:
+            if items and named != weights:
                 yield f"{href}: weights are {_short(named)}, those of the stores {_short(weights)}"
 
 

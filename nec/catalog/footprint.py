@@ -115,7 +115,7 @@ def _around_samples(dataset: xr.Dataset, patch: int) -> BaseGeometry:
     for reference in np.unique(references):
         here = references == reference
         bounds = left[here].min(), bottom[here].min(), right[here].max(), top[here].max()
-        to_wgs84 = pyproj.Transformer.from_crs(reference, WGS84, always_xy=True)
+        to_wgs84 = pyproj.Transformer.from_crs(str(reference), WGS84, always_xy=True)
         west, south, east, north = to_wgs84.transform_bounds(*bounds)
         crosses = west > east
         boxes.append(shapely.box(-180 if crosses else west, south, 180 if crosses else east, north))

@@ -53,7 +53,7 @@ def build(
 
     [bold]Examples:[/bold] nec catalog build stores/
 
-    nec catalog build stores/ --title "Saxony 2019" --licence CC-BY-4.0 --time 2019-05/2019-09
+    nec catalog build stores/ --title "Saxony 2019" --licence CC-BY-4.0 --time 2019-05-01/2019-09-30
     """
     from nec.catalog import Description
     from nec.catalog import build as run

@@ -120,7 +120,7 @@ def read_items(source: Any) -> "list[pystac.Item]":
             for item in opened if isinstance(opened, pystac.ItemCollection) else [opened]:
                 if item.get_self_href() is None:
                     item.set_self_href(href)
-        except (OSError, ValueError, KeyError, TypeError, pystac.STACError) as error:
+        except Exception as error:  # pystac's errors have no common parent
             raise SceneError(
                 f"{source} cannot be read as STAC ({error})",
                 "pass the JSON of an Item, an ItemCollection, a Collection or a Catalog",
