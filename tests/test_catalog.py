@@ -527,9 +527,31 @@ def test_items_that_are_no_scene(items: Path, write_raster: RasterWriter, tmp_pa
     wrong = item("a", {"red": band_asset(str(raster), "B04")})
     with pytest.raises(SceneError, match="has 1 bands, its file"):
         open_scene(pystac.Item.from_dict(wrong))
-    # A static collection is walked down to its items.
-    entries = find_scenes(pystac.ItemCollection.from_file(str(items)))
-    assert [entry.name for entry in entries] == ["first", "second"]
+
+
+def test_catalogs_are_walked_down_to_their_items(items: Path, tmp_path: Path) -> None:
+    loose = pystac.ItemCollection.from_file(str(items))
+    assert [entry.name for entry in find_scenes(loose)] == ["first", "second"]
+    top, below = pystac.Catalog("top", "of all"), pystac.Catalog("below", "of some")
+    top.add_child(below)
+    for one in find_scenes(items):
+        below.add_item(one.source)
+    top.normalize_hrefs(str(tmp_path / "static"))
+    top.make_all_asset_hrefs_relative()
+    top.save(pystac.CatalogType.SELF_CONTAINED)
+    found = find_scenes(tmp_path / "static/catalog.json")
+    assert [entry.name for entry in found] == ["first", "second"]
+    assert open_scene(found[1].source).bands == ("blue", "red", "nir08")
+
+
+def test_a_catalog_that_cannot_be_is_told_of(
+    write_raster: RasterWriter, model: Model, tmp_path: Path
+) -> None:
+    write_raster("scenes/a.tif", numbers(0, 3), bands=tuple(BANDS.values()), scales=(1e-4,) * 3)
+    report = nec.encode_archive(tmp_path / "scenes", tmp_path / "out", model=model, catalog=True)
+    assert report.stores["a"].written
+    assert list(report.failures) == ["catalog"]
+    assert "a.zarr knows no time" in report.failures["catalog"]
 
 
 def test_assets_are_read_over_http(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nec.archive import discard, is_of_earlier_source, is_sealed, seal
-from nec.errors import NecError
+from nec.errors import CatalogError, NecError
 from nec.model import Model, load_model
 from nec.production.encoding import running
 from nec.production.filling import Filling, fill, write_path
@@ -39,7 +39,8 @@ class ArchiveReport:
     sealed : tuple of str
         Scenes whose sealed store was there already.
     failures : dict of str to str
-        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``).
+        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``); of the
+        catalog, ``catalog``, or with the store that it leaves out (``name.zarr, catalog``).
     progress : Progress
         The last state: pixels, bytes and seconds of this run.
     """
@@ -90,8 +91,8 @@ def encode_archive(
     sealing : bool
         Seal each store when it is complete.
     catalog : bool
-        Write the STAC collection of the folder at the end; see `nec.catalog.build`. Stores that
-        it leaves out are failures.
+        Write the STAC collection of the folder at the end; see `nec.catalog.build`. What it cannot
+        describe counts as a failure; the stores are there all the same.
     **options
         Further ones of `nec.encode`, the same for all scenes; those of a table come first.
 
@@ -107,8 +108,6 @@ def encode_archive(
         If the disk is full.
     ModelError, SchedulerError
         As `nec.encode`.
-    CatalogError
-        As `nec.catalog.build`; all scenes are encoded then.
     """
     if catalog:
         import nec.catalog  # before the work: the library that it needs may be missing
@@ -158,8 +157,12 @@ def encode_archive(
             seconds=round(last.seconds, 3),
         )
     if catalog and (stores or sealed):
-        left_out = nec.catalog.build(out, model=model).left_out
-        failures |= {f"{name} in the catalog": reason for name, reason in left_out.items()}
+        try:
+            left_out = nec.catalog.build(out, model=model).left_out
+        except CatalogError as error:
+            failures["catalog"] = str(error)
+        else:
+            failures |= {f"{name}, catalog": reason for name, reason in left_out.items()}
     return ArchiveReport(out, stores, tuple(sealed), failures, last)
 
 
