@@ -87,6 +87,8 @@ def _properties(facts: StoreFacts, patch: int | None) -> dict[str, Any]:
         "nec:sources": list(own.get("sources", [])),
         "nec:sealed": "seal" in own,
     }
+    if "spatial:transform" not in facts.attributes and patch is not None:
+        properties["nec:patch"] = patch
     if "seal" in own:
         properties["nec:manifest_sha256"] = own["seal"]["sha256"]
     return properties

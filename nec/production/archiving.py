@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nec.archive import discard, is_of_earlier_source, is_sealed, seal
-from nec.errors import CatalogError, NecError
+from nec.errors import CatalogError, MissingLibraryError, NecError
 from nec.model import Model, load_model
 from nec.production.encoding import running
 from nec.production.filling import Filling, fill, write_path
@@ -108,9 +108,14 @@ def encode_archive(
         If the disk is full.
     ModelError, SchedulerError
         As `nec.encode`.
+    MissingLibraryError
+        If STAC is read or written, and pystac is not installed.
     """
     if catalog:
-        import nec.catalog  # before the work: the library that it needs may be missing
+        try:  # before the work
+            import nec.catalog
+        except ModuleNotFoundError as error:
+            raise (MissingLibraryError.of(error) or error) from error
     out = write_path(folder)
     scenes = find_scenes(source)
     retries = retries or Retries()

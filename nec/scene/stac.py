@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from nec.errors import SceneError
+from nec.errors import MissingLibraryError, SceneError
 from nec.scene.sensors import Sensor, common_name, recognise
 from nec.scene.sources import RasterSource
 
@@ -104,8 +104,13 @@ def read_items(source: Any) -> "list[pystac.Item]":
     ------
     SceneError
         If it cannot be read, is no such thing, or holds no item.
+    MissingLibraryError
+        If pystac is not installed.
     """
-    import pystac
+    try:
+        import pystac
+    except ModuleNotFoundError as error:
+        raise (MissingLibraryError.of(error) or error) from error
 
     opened: Any = source
     if isinstance(source, str | os.PathLike):
