@@ -299,6 +299,10 @@ def test_the_command_line_builds_keeps_what_it_was_told_and_checks(archive: Path
     assert told.exit_code == 0
     # A store that was removed goes with its item; what cannot be described is named.
     shutil.rmtree(archive / "first.zarr")
+    bystander = archive.parent / "bystander.json"
+    bystander.write_text((archive / "first.json").read_text())
+    link = {"rel": "item", "href": "../bystander.json"}
+    edit(archive / "collection.json", lambda d: d["links"].append(link))
     (archive / "foreign.zarr").mkdir()
     (archive / "foreign.zarr/zarr.json").write_text("{}")
     result = run("build", archive)
@@ -307,6 +311,7 @@ def test_the_command_line_builds_keeps_what_it_was_told_and_checks(archive: Path
     collection = read(archive / "collection.json")
     assert (collection["title"], collection["license"]) == ("A title", "CC-BY-4.0")
     assert not (archive / "first.json").exists()
+    assert bystander.exists()
     failed = run("check", archive)
     assert failed.exit_code == 1
     assert failed.output.strip() == "foreign.zarr is not in the catalog: build it again"
@@ -416,6 +421,33 @@ def test_a_footprint_is_cut_at_the_antimeridian(
     assert east == pytest.approx(-180, abs=0.01)
     assert west > 179 > -179 > east
     assert read(tmp_path / "out/collection.json")["extent"]["spatial"]["bbox"] == [found["bbox"]]
+    assert check(tmp_path / "out") == ()
+
+
+def test_a_grid_without_a_code_is_told_by_wkt(
+    write_raster: RasterWriter, model: Model, tmp_path: Path
+) -> None:
+    crs = "+proj=laea +lat_0=50 +lon_0=10 +datum=WGS84 +units=m"
+    pixels = np.full((3, *SHAPE), 0, np.uint16)  # and all missing: the footprint is the grid
+    scene = write_raster(
+        "a.tif",
+        pixels,
+        bands=tuple(BANDS.values()),
+        scales=(1e-4,) * 3,
+        nodata=0,
+        crs=crs,
+        corner=(0.0, 0.0),
+    )
+    nec.encode(scene, tmp_path / "out/a.zarr", model=model, time="2020-01-01")
+    build(tmp_path / "out")
+    found = read(tmp_path / "out/a.json")
+    assert found["properties"]["proj:code"] is None
+    method = pyproj.CRS(found["properties"]["proj:wkt2"]).coordinate_operation.method_name
+    assert method == "Lambert Azimuthal Equal Area"
+    rows, columns = found["properties"]["proj:shape"]
+    to_wgs84 = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True)
+    east, south = to_wgs84.transform(40 * columns, -40 * rows)
+    assert found["bbox"] == pytest.approx([10, south, east, 50], abs=2e-5)
     assert check(tmp_path / "out") == ()
 
 

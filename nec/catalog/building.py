@@ -161,7 +161,8 @@ def build(
     collection = _collection(root, used, list(items.values()), told)
     _write(root, collection, items, model_item(used[0], known), used, told)
     for path in old - items.keys():
-        path.unlink(missing_ok=True)
+        if path.is_relative_to(root) and ".." not in path.parts and _is_item(path):
+            path.unlink()
     return Catalog(root / COLLECTION, tuple(item.id for item in items.values()), left_out)
 
 
@@ -226,7 +227,7 @@ def _check_free(root: Path, items: dict[Path, pystac.Item], old: set[Path]) -> N
 def _is_item(path: Path) -> bool:
     try:
         return EMBEDDINGS in json.loads(path.read_bytes())["stac_extensions"]
-    except (ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError):
         return False
 
 
