@@ -55,7 +55,10 @@ _ORIGINAL = {"open": "open_store"}
 
 
 def __getattr__(name: str) -> Any:
-    rooms = ("evaluate", "heads", "codec", "archive", "scene", "encoders", "errors", "production")
+    rooms = (
+        *("archive", "catalog", "codec", "encoders", "errors", "evaluate", "heads", "production"),
+        "scene",
+    )
     if name not in _HOMES and name not in rooms:
         raise AttributeError(f"module 'nec' has no attribute {name!r}")
     try:

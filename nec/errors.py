@@ -58,6 +58,10 @@ class EvaluationError(NecError, ValueError):
     """Results cannot be compared or scored as asked."""
 
 
+class CatalogError(NecError, ValueError):
+    """A catalog cannot be built of these stores, or an item cannot be read as a scene."""
+
+
 class RobustnessError(NecError, ValueError):
     """An attack or a measure of robustness cannot be run on this model or these images."""
 
@@ -77,6 +81,10 @@ _EXTRAS = {
     "pandas": "heads",
     "matplotlib": "plot",
     "compressai": "train",
+    "pystac": "stac",
+    "jsonschema": "stac",
+    "pyproj": "encode",
+    "shapely": "encode",
 }
 
 

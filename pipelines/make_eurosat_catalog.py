@@ -3,7 +3,8 @@
     python pipelines/make_eurosat_catalog.py ../shared/data --out catalogs/eurosat
 
 Reads ``OUT/split.csv`` (see ``make_eurosat_split.py``), writes ``OUT/embeddings.zarr``, sealed,
-and ``OUT/README.md`` from measured values. An interrupted run is resumed.
+``OUT/README.md`` from measured values, and a STAC collection of it (``OUT/collection.json`` and
+what it links to). An interrupted run is resumed.
 """
 
 import argparse
@@ -20,10 +21,23 @@ from main_job.scenes import disk_bytes
 from rich.progress import Progress
 
 import nec
+from nec.catalog import Description, build
+from nec.catalog.building import parse_interval
 from nec.heads import SceneClassifier
 from nec.scene import ImageCollection
 
 STORE = "embeddings.zarr"
+DESCRIPTION = Description(
+    id="eurosat-rgb",
+    title="EuroSAT RGB, compressed embeddings",
+    licence="MIT",
+    # From the launch of Sentinel-2A to the publication of the set (arXiv:1709.00029): the images
+    # carry no dates.
+    time=parse_interval("2015-06-23/2017-08-31"),
+    # Around the 34 European countries that the images are of, islands included.
+    bbox=(-31.5, 27.5, 40.5, 81.0),
+    source_data="https://github.com/phelber/EuroSAT",
+)
 
 README = """# EuroSAT RGB, compressed embeddings
 
@@ -50,7 +64,8 @@ features and pixel statistics on the same split: `docs/benchmarks/main_job.json`
 
 Coordinates of `sample`: `name`, `label`, `set`. Bands are components of an uncentred KLT (basis
 `{basis}`), in order of importance; `ds.nec.features()` rotates back to the encoder's features.
-The samples are in the order of `split.csv`.
+The samples are in the order of `split.csv`. `collection.json` is a STAC collection with an item of
+the store and one of the model; `nec catalog check` checks it.
 
 ## Measured
 
@@ -177,6 +192,7 @@ def main() -> None:
         raise SystemExit(f"{report.failed} tasks failed: {report.failures}")
     nec.seal(store)
     facts = write_readme(args.out, folder, rows)
+    build(args.out, description=DESCRIPTION)
     print(
         f"{facts['images']:,} images, {facts['total_kb']:,.0f} kB ({facts['jpeg_mb']:.1f} MB of "
         f"JPEG), linear probe {facts['accuracy']:.4f}, cosine {facts['cosine']}"

@@ -10,7 +10,10 @@ import numpy as np
 from nec.codec import NecCodec
 from nec.compressor import Compressor
 
-HEAVY = ("torch", "numba", "rasterio", "rioxarray", "odc", "sklearn", "matplotlib", "geopandas")
+HEAVY = (
+    *("torch", "numba", "rasterio", "rioxarray", "odc", "sklearn", "matplotlib", "geopandas"),
+    *("pystac", "jsonschema"),
+)
 
 
 def modules_after(code: str) -> set[str]:
@@ -23,7 +26,8 @@ def modules_after(code: str) -> set[str]:
 
 def test_import_brings_nothing_heavy() -> None:
     assert not modules_after("import nec") & set(HEAVY)
-    assert "torch" not in modules_after("import nec.cli")
+    assert not modules_after("import nec.cli") & {"torch", "pystac"}
+    assert "pystac" not in modules_after("import nec.production")
 
 
 def test_reading_needs_no_torch(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
-from nec.cli import encoding, heads, stores  # noqa: F401 - they register their commands
+from nec.cli import catalogs, encoding, heads, stores  # noqa: F401 - they register commands
 from nec.cli.terminal import app
 from nec.errors import MissingLibraryError, NecError
 

@@ -33,7 +33,7 @@ def encode(
         typer.Argument(
             help="A scene (one raster, its band files, or their folder), or a folder of images. "
             "With --each: a folder of scenes, a list (.txt) or table (.csv) of their paths, or "
-            "scenes."
+            "scenes. The JSON of a STAC item is a scene, of an ItemCollection many."
         ),
     ],
     store: Annotated[
@@ -87,6 +87,10 @@ def encode(
     seal: Annotated[
         bool, typer.Option("--seal", help="With --each: seal each store when it is complete.")
     ] = False,
+    catalog: Annotated[
+        bool,
+        typer.Option("--catalog", help="With --each: describe the stores by STAC (nec catalog)."),
+    ] = False,
 ) -> None:
     """Encode a scene, or a folder of images, to a compressed store; or many scenes, a store each.
 
@@ -100,6 +104,8 @@ def encode(
     nec encode scenes/ stores/ --each
 
     nec encode scenes.csv stores/ --each --scheduler tcp://10.0.0.1:8786
+
+    nec encode items.json stores/ --each --seal --catalog
     """
     from nec.encoders.tiling import Tiling
     from nec.production import Retries, encode_archive
@@ -133,12 +139,20 @@ def encode(
             raise CompressorError("--each takes scenes, not embeddings", "encode them one by one")
         with progress_bar("encoding") as progress:
             outcome = encode_archive(
-                thing, store, model=model, sealing=seal, progress=progress, **options
+                thing,
+                store,
+                model=model,
+                sealing=seal,
+                catalog=catalog,
+                progress=progress,
+                **options,
             )
         _tell_archive(outcome)
         return
     if seal:
         raise SceneError("--seal goes with --each", "run nec seal on the finished store")
+    if catalog:
+        raise SceneError("--catalog goes with --each", "run nec catalog build on the folder")
     used: Any = model
     if model.endswith(".json"):
         from nec.compressor import Compressor

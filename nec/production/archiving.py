@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nec.archive import discard, is_of_earlier_source, is_sealed, seal
-from nec.errors import NecError
+from nec.errors import CatalogError, MissingLibraryError, NecError
 from nec.model import Model, load_model
 from nec.production.encoding import running
 from nec.production.filling import Filling, fill, write_path
@@ -39,7 +39,8 @@ class ArchiveReport:
     sealed : tuple of str
         Scenes whose sealed store was there already.
     failures : dict of str to str
-        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``).
+        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``); of the
+        catalog, ``catalog``, or with the store that it leaves out (``name.zarr, catalog``).
     progress : Progress
         The last state: pixels, bytes and seconds of this run.
     """
@@ -57,7 +58,7 @@ class ArchiveReport:
 
 
 def encode_archive(
-    source: str | Path | Sequence[str | Path],
+    source: Any,
     folder: str | Path,
     *,
     model: str | Path | Model = "nec-tiny",
@@ -66,6 +67,7 @@ def encode_archive(
     retries: Retries | None = None,
     log: str | Path | None = None,
     sealing: bool = False,
+    catalog: bool = False,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
@@ -77,7 +79,7 @@ def encode_archive(
 
     Parameters
     ----------
-    source : path, or sequence of them
+    source : path, sequence of them, or STAC object
         See `find_scenes`.
     folder : path
         Of the stores: ``NAME.zarr`` for each scene.
@@ -88,6 +90,9 @@ def encode_archive(
         ``encode.jsonl`` in `folder` by default; see `Journal`.
     sealing : bool
         Seal each store when it is complete.
+    catalog : bool
+        Write the STAC collection of the folder at the end; see `nec.catalog.build`. What it cannot
+        describe counts as a failure; the stores are there all the same.
     **options
         Further ones of `nec.encode`, the same for all scenes; those of a table come first.
 
@@ -103,7 +108,14 @@ def encode_archive(
         If the disk is full.
     ModelError, SchedulerError
         As `nec.encode`.
+    MissingLibraryError
+        If STAC is read or written, and pystac is not installed.
     """
+    if catalog:
+        try:  # before the work
+            import nec.catalog
+        except ModuleNotFoundError as error:
+            raise (MissingLibraryError.of(error) or error) from error
     out = write_path(folder)
     scenes = find_scenes(source)
     retries = retries or Retries()
@@ -149,6 +161,13 @@ def encode_archive(
             bytes_out=last.bytes_out,
             seconds=round(last.seconds, 3),
         )
+    if catalog and (stores or sealed):
+        try:
+            left_out = nec.catalog.build(out, model=model).left_out
+        except CatalogError as error:
+            failures["catalog"] = str(error)
+        else:
+            failures |= {f"{name}, catalog": reason for name, reason in left_out.items()}
     return ArchiveReport(out, stores, tuple(sealed), failures, last)
 
 

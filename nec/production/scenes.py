@@ -2,13 +2,17 @@
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nec.errors import SceneError
 from nec.scene.opening import RASTER_SUFFIXES
+from nec.scene.stac import is_stac, read_items, scene_name
+
+if TYPE_CHECKING:
+    import pystac
 
 _LISTS = (".txt", ".lst")
 _TABLES = (".csv", ".tsv")
@@ -31,28 +35,29 @@ class SceneEntry:
     ----------
     name : str
         Of the scene and of its store, ``NAME.zarr``; may hold folders, as ``2019/T33UUU``.
-    source : str
-        Path or URL of a raster, or of a folder of one scene's files.
+    source : str or pystac.Item
+        Path or URL of a raster, or of a folder of one scene's files; a STAC item.
     options : dict
         Of `nec.scene.open_scene`, for this scene alone.
     """
 
     name: str
-    source: str
+    source: "str | pystac.Item"
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def find_scenes(source: str | Path | Sequence[str | Path]) -> list[SceneEntry]:
+def find_scenes(source: Any) -> list[SceneEntry]:
     """List the scenes of an archive, in order of their names.
 
     Parameters
     ----------
-    source : path, or sequence of them
+    source : path, sequence of them, or STAC object
         A folder: every raster in it, and every folder in it that holds rasters (the files of one
         scene, as a .SAFE), is a scene; hidden entries do not count. A list (.txt): a path or URL
         a line, comments after #. A table (.csv, .tsv) with a column `path` and, where wanted,
-        `name`, time, crs, mask, scale, offset and nodata. Or paths of scenes. Relative paths in
-        lists and tables start from their folder.
+        `name`, time, crs, mask, scale, offset and nodata. The JSON of a STAC ItemCollection, Item,
+        Collection or Catalog, or the pystac object: every item. Or paths of scenes. Relative paths
+        in lists and tables start from their folder.
 
     Returns
     -------
@@ -64,10 +69,16 @@ def find_scenes(source: str | Path | Sequence[str | Path]) -> list[SceneEntry]:
     SceneError
         If there is none, a list cannot be read, or two scenes would have one name.
     """
-    if isinstance(source, str | Path):
+    if is_stac(source):
+        entries = _items(source)
+    elif isinstance(source, str | Path):
         entries = _of_one(Path(source)) if "://" not in str(source) else [_named(str(source))]
     else:
-        entries = [_named(os.fspath(path)) for path in source]
+        entries = [
+            entry
+            for path in source
+            for entry in (_items(path) if is_stac(path) else [_named(os.fspath(path))])
+        ]
     found: dict[str, SceneEntry] = {}
     for entry in entries:
         other = found.setdefault(entry.name, entry)
@@ -83,6 +94,10 @@ def find_scenes(source: str | Path | Sequence[str | Path]) -> list[SceneEntry]:
 
 def _named(path: str) -> SceneEntry:
     return SceneEntry(Path(path).stem, path)
+
+
+def _items(source: Any) -> list[SceneEntry]:
+    return [SceneEntry(scene_name(item), item) for item in read_items(source)]
 
 
 def _of_one(path: Path) -> list[SceneEntry]:

@@ -18,6 +18,7 @@ from nec.scene.scaling import check_floats, decide_scaling
 from nec.scene.scene import Layer, Scene, check_grid, finest_layer
 from nec.scene.sensors import Sensor, common_name, recognise, time_in_file_name
 from nec.scene.sources import ArraySource, RasterSource, Source
+from nec.scene.stac import is_stac, open_item
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +41,11 @@ def open_scene(
 
     Parameters
     ----------
-    source : path, URL, list of paths, DataArray or Dataset
+    source : path, URL, list of paths, STAC item, DataArray or Dataset
         A raster of several bands; the files of one scene, or the folder that they lie in (a
         ``.SAFE`` folder too), whose coarser bands are replicated onto the finest grid; an
-        xarray object with a CRS, a DataArray of dims (band, y, x) or a Dataset of bands.
+        xarray object with a CRS, a DataArray of dims (band, y, x) or a Dataset of bands; the
+        JSON of a STAC item, or a pystac.Item, whose assets hold bands by common name.
     bands : sequence of str or dict, optional
         Names that the files carry select bands; other names, one for each band, name the
         bands in order. A dict gives for each common name the file's band name or its number
@@ -51,7 +53,8 @@ def open_scene(
     scale, offset : float, optional
         reflectance = number * scale + offset. Without them: the file's tags; 8-bit / 255;
         floats as they are; the fixed scaling of the sensor that file name, tags or band names
-        tell. The choice is logged and kept in `Scene.scaling`.
+        tell. The choice is logged and kept in `Scene.scaling`. What a STAC item says of them, and
+        of nodata and time, counts where the files say nothing.
     nodata : float, optional
         A stored number that means missing, besides what the file says. Integers of Sentinel-2
         and Landsat whose files say nothing are missing where all bands that are read are 0.
@@ -73,7 +76,15 @@ def open_scene(
         If the source is no raster, has no CRS, no or a rotated transform, a band that is
         missing, named twice or on another grid, or numbers of unknown scaling.
     """
-    name, opened, listed = _open_sources(source, crs)
+    tagged_by = "file"
+    if is_stac(source):
+        item = open_item(source, crs=crs)
+        name, opened, listed = item.name, list[Source](item.sources), False
+        time = item.time if time is None else time
+        nodata = item.nodata if nodata is None else nodata
+        tagged_by = "STAC item" if item.scaled else tagged_by
+    else:
+        name, opened, listed = _open_sources(source, crs)
     own_names = [names[0] for item in opened for names in item.names if names]
     sensor = recognise([hint for item in opened for hint in item.hints], own_names)
     layers = _choose(name, opened, sensor, bands, listed=listed)
@@ -89,7 +100,9 @@ def open_scene(
         )
     dtype, tags = layers[0].source.dtype, layers[0].source.scalings[layers[0].index]
     acquired = _time(time, [layer.source for layer in layers])
-    scaling = decide_scaling(name, dtype, tags, sensor, scale=scale, offset=offset, time=acquired)
+    scaling = decide_scaling(
+        name, dtype, tags, sensor, scale=scale, offset=offset, time=acquired, tagged_by=tagged_by
+    )
     scene = Scene(
         name=name,
         bands=tuple(layer.band for layer in layers),

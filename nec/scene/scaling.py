@@ -42,6 +42,7 @@ def decide_scaling(
     scale: float | None = None,
     offset: float | None = None,
     time: np.datetime64 | None = None,
+    tagged_by: str = "file",
 ) -> Scaling:
     """Choose the scaling: what the caller says, then the file's tags, then type and sensor.
 
@@ -59,6 +60,8 @@ def decide_scaling(
         The caller's; an offset without a scale replaces that of the scaling found otherwise.
     time : datetime64, optional
         Acquisition; Sentinel-2 of a time of shifted numbers and of unknown baseline is warned of.
+    tagged_by : str
+        What states `tags`, for logs and metadata.
 
     Raises
     ------
@@ -73,7 +76,7 @@ def decide_scaling(
     if scale is not None:
         found = Scaling(float(scale), float(offset or 0.0), "Scale and offset given by the caller.")
     elif tags != (1.0, 0.0):
-        found = Scaling(*tags, "Scale and offset tags of the file.")
+        found = Scaling(*tags, f"Scale and offset tags of the {tagged_by}.")
     elif dtype == np.uint8:
         found = Scaling(1 / 255, 0.0, "8-bit display values, divided by 255.")
     elif dtype.kind == "f":
