@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.compressor import Compressor
+from nec.encoders.families import FAMILIES, family_of
 from nec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
 CARD = "model.json"
 ENCODER = "encoder.safetensors"
-# What names a folder of Galileo's files, and the published sizes by width.
-GALILEO = "galileo:"
-_GALILEO_SIZES = {128: "nano", 192: "tiny", 768: "base"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +58,7 @@ class Model:
     @property
     def reference(self) -> str:
         """What `load_model` takes to load this model again."""
-        folder = str(self.folder.absolute())
-        return f"{GALILEO}{folder}" if self.is_galileo else folder
+        return str(self.card.get("reference", self.folder.absolute()))
 
     @property
     def tiling(self) -> "Tiling":
@@ -94,24 +91,16 @@ class Model:
         ModelError
             If torch is not installed or the weights do not fit the configuration.
         """
+        family = FAMILIES.get(self.card.get("architecture", ""))
         try:
-            return self._galileo() if self.is_galileo else self._transformer()
+            if family is not None:
+                return family.make(self.card, self.folder, self.precision)
+            return self._transformer()
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"encoding needs {error.name}, which is not installed",
                 "pip install 'nec[encode]' (reading stores needs only the core)",
             ) from error
-
-    @property
-    def is_galileo(self) -> bool:
-        """Whether the encoder is Galileo, in a folder of its own files."""
-        return self.card.get("architecture") == "galileo"
-
-    def _galileo(self) -> "Encoder":
-        from nec.encoders.galileo import Galileo, GalileoEncoder
-
-        network = GalileoEncoder.load(self.folder)
-        return Galileo(network, name=self.name, precision=self.precision)
 
     def _transformer(self) -> "Encoder":
         from safetensors.torch import load_file
@@ -203,8 +192,12 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     ModelError
         If there is no such model, a file is damaged, or the compressors disagree on the basis.
     """
-    if str(name).startswith(GALILEO):
-        return _load_galileo(Path(str(name).removeprefix(GALILEO)), precision)
+    if (family := family_of(str(name))) is not None:
+        found = family.find(str(name).partition(":")[2])
+        card = found.card | {"weights_sha256": sha256_of(found.weights)}
+        return Model(
+            card["name"], found.folder, card, _compressors(found.folder), _resolve(precision)
+        )
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
         card = json.loads((folder / CARD).read_text())
@@ -232,26 +225,6 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
 def _compressors(folder: Path) -> dict[str, Compressor]:
     files = {rate: folder / f"{rate}.json" for rate in RATES}
     return {rate: Compressor.load(file) for rate, file in files.items() if file.exists()}
-
-
-def _load_galileo(folder: Path, precision: str) -> Model:
-    # Galileo's own names of files; torch stays out until the encoder is asked for.
-    try:
-        config = json.loads((folder / "config.json").read_text())["model"]["encoder"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder} holds no Galileo ({error})", "give the folder of its config.json, encoder.pt"
-        ) from error
-    width = config.get("embedding_size")
-    card = {
-        "name": f"galileo-{_GALILEO_SIZES.get(width, width)}",
-        "architecture": "galileo",
-        "encoder": config,
-        "weights_sha256": sha256_of(folder / "encoder.pt"),
-        # Chips of 64 pixels, the largest that it was trained for.
-        "tiling": {"core": 32, "halo": 16},
-    }
-    return Model(card["name"], folder, card, _compressors(folder), _resolve(precision))
 
 
 _LOADED: dict[tuple[str, str], Model] = {}
