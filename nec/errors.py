@@ -77,6 +77,7 @@ _EXTRAS = {
     "pandas": "heads",
     "matplotlib": "plot",
     "compressai": "train",
+    "terratorch": "terratorch",
 }
 
 

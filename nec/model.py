@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import file_digest, sha256
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -181,9 +182,10 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     Parameters
     ----------
     name : str or Path
-        A built-in model (`list_models`), a folder with `model.json`, or ``galileo:FOLDER``, the
-        published files of Galileo (config.json, encoder.pt); compressors that lie there as
-        low.json, medium.json or high.json come along.
+        A built-in model (`list_models`), a folder with `model.json`; ``galileo:FOLDER``, the
+        published files of Galileo (config.json, encoder.pt); ``terratorch:BACKBONE@CHECKPOINT``,
+        a backbone of TerraTorch with a file of its weights. Compressors that lie beside published
+        files as low.json, medium.json or high.json come along.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
 
@@ -194,7 +196,10 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     """
     if (family := family_of(str(name))) is not None:
         found = family.find(str(name).partition(":")[2])
-        card = found.card | {"weights_sha256": sha256_of(found.weights)}
+        digests = [sha256_of(file) for file in found.files]
+        # One file is named by its own digest, several by that of their digests.
+        digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+        card = found.card | {"weights_sha256": digest}
         return Model(
             card["name"], found.folder, card, _compressors(found.folder), _resolve(precision)
         )
@@ -256,11 +261,9 @@ def sha256_of(path: Path) -> str:
     ModelError
         If it cannot be read.
     """
-    import hashlib
-
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error})", "fetch the model again") from error
 

@@ -26,14 +26,14 @@ class Published:
     ----------
     folder : Path
         Where its files lie; compressors fitted to it may lie there too.
-    weights : Path
-        The file of its weights.
+    files : tuple of Path
+        What its embeddings hang on: the weights, and what lies beside them.
     card : dict
         ``name``, ``architecture`` (the family), ``encoder``, ``reference`` and ``tiling``.
     """
 
     folder: Path
-    weights: Path
+    files: tuple[Path, ...]
     card: dict[str, Any]
 
 
@@ -76,7 +76,7 @@ def _find_galileo(where: str) -> Published:
         # Chips of 64 pixels, the largest that it was trained for.
         "tiling": {"core": 32, "halo": 16},
     }
-    return Published(folder, folder / "encoder.pt", card)
+    return Published(folder, (folder / "encoder.pt",), card)
 
 
 def _make_galileo(card: dict[str, Any], folder: Path, precision: str) -> "Encoder":
@@ -85,4 +85,53 @@ def _make_galileo(card: dict[str, Any], folder: Path, precision: str) -> "Encode
     return Galileo(GalileoEncoder.load(folder), name=card["name"], precision=precision)
 
 
-FAMILIES = {"galileo": Family(_find_galileo, _make_galileo)}
+def _find_terratorch(where: str) -> Published:
+    name, sign, file = where.partition("@")
+    checkpoint = Path(file)
+    if not (name and sign and checkpoint.is_file()):
+        raise ModelError(
+            f"terratorch:{where} names no backbone with a file of its weights",
+            "write terratorch:BACKBONE@CHECKPOINT, as terratorch:prithvi_eo_v2_300@Prithvi.pt, or "
+            "pass --checkpoint",
+        )
+    beside = checkpoint.with_name(f"{checkpoint.name}.statistics.json")
+    statistics = None
+    if beside.exists():
+        try:
+            document = json.loads(beside.read_text())
+            statistics = {band: [float(m), float(s)] for band, (m, s) in document.items()}
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ModelError(
+                f"{beside} holds no statistics of bands ({error})",
+                'write {"blue": [mean, deviation], ...} in reflectance times 10,000',
+            ) from error
+    # Chips of the size that it was trained on, of which three fifths are a chip's own.
+    core, halo = (128, 64) if name.startswith("clay") else (128, 48)
+    if name.startswith("prithvi_eo_v2_600"):  # patches of 14 pixels
+        core, halo = 112, 56
+    card = {
+        "name": name,
+        "architecture": "terratorch",
+        "reference": f"terratorch:{name}@{checkpoint.absolute()}",
+        "encoder": {"backbone": name, "checkpoint": checkpoint.name, "statistics": statistics},
+        "tiling": {"core": core, "halo": halo, "batch": 4},
+    }
+    return Published(checkpoint.parent, (checkpoint, *([beside] if statistics else [])), card)
+
+
+def _make_terratorch(card: dict[str, Any], folder: Path, precision: str) -> "Encoder":
+    from nec.encoders.terratorch import TerraTorchEncoder
+
+    settings = card["encoder"]
+    return TerraTorchEncoder(
+        settings["backbone"],
+        folder / settings["checkpoint"],
+        statistics=settings["statistics"],
+        precision=precision,
+    )
+
+
+FAMILIES = {
+    "galileo": Family(_find_galileo, _make_galileo),
+    "terratorch": Family(_find_terratorch, _make_terratorch),
+}
