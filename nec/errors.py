@@ -85,6 +85,7 @@ _EXTRAS = {
     "jsonschema": "stac",
     "pyproj": "encode",
     "shapely": "encode",
+    "terratorch": "terratorch",
 }
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import file_digest, sha256
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.compressor import Compressor
+from nec.encoders.families import FAMILIES, family_of
 from nec.errors import ModelError
 
 if TYPE_CHECKING:
@@ -24,9 +26,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
 CARD = "model.json"
 ENCODER = "encoder.safetensors"
-# What names a folder of Galileo's files, and the published sizes by width.
-GALILEO = "galileo:"
-_GALILEO_SIZES = {128: "nano", 192: "tiny", 768: "base"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,8 +59,7 @@ class Model:
     @property
     def reference(self) -> str:
         """What `load_model` takes to load this model again."""
-        folder = str(self.folder.absolute())
-        return f"{GALILEO}{folder}" if self.is_galileo else folder
+        return str(self.card.get("reference", self.folder.absolute()))
 
     @property
     def tiling(self) -> "Tiling":
@@ -94,24 +92,16 @@ class Model:
         ModelError
             If torch is not installed or the weights do not fit the configuration.
         """
+        family = FAMILIES.get(self.card.get("architecture", ""))
         try:
-            return self._galileo() if self.is_galileo else self._transformer()
+            if family is not None:
+                return family.make(self.card, self.folder, self.precision)
+            return self._transformer()
         except ModuleNotFoundError as error:
             raise ModelError(
                 f"encoding needs {error.name}, which is not installed",
                 "pip install 'nec[encode]' (reading stores needs only the core)",
             ) from error
-
-    @property
-    def is_galileo(self) -> bool:
-        """Whether the encoder is Galileo, in a folder of its own files."""
-        return self.card.get("architecture") == "galileo"
-
-    def _galileo(self) -> "Encoder":
-        from nec.encoders.galileo import Galileo, GalileoEncoder
-
-        network = GalileoEncoder.load(self.folder)
-        return Galileo(network, name=self.name, precision=self.precision)
 
     def _transformer(self) -> "Encoder":
         from safetensors.torch import load_file
@@ -192,9 +182,10 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     Parameters
     ----------
     name : str or Path
-        A built-in model (`list_models`), a folder with `model.json`, or ``galileo:FOLDER``, the
-        published files of Galileo (config.json, encoder.pt); compressors that lie there as
-        low.json, medium.json or high.json come along.
+        A built-in model (`list_models`), a folder with `model.json`; ``galileo:FOLDER``, the
+        published files of Galileo (config.json, encoder.pt); ``terratorch:BACKBONE@CHECKPOINT``,
+        a backbone of TerraTorch with a file of its weights. Compressors that lie beside published
+        files as low.json, medium.json or high.json come along.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
 
@@ -203,8 +194,15 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
     ModelError
         If there is no such model, a file is damaged, or the compressors disagree on the basis.
     """
-    if str(name).startswith(GALILEO):
-        return _load_galileo(Path(str(name).removeprefix(GALILEO)), precision)
+    if (family := family_of(str(name))) is not None:
+        found = family.find(str(name).partition(":")[2])
+        digests = [sha256_of(file) for file in found.files]
+        # One file is named by its own digest, several by that of their digests.
+        digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
+        card = found.card | {"weights_sha256": digest}
+        return Model(
+            card["name"], found.folder, card, _compressors(found.folder), _resolve(precision)
+        )
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
         card = json.loads((folder / CARD).read_text())
@@ -232,26 +230,6 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
 def _compressors(folder: Path) -> dict[str, Compressor]:
     files = {rate: folder / f"{rate}.json" for rate in RATES}
     return {rate: Compressor.load(file) for rate, file in files.items() if file.exists()}
-
-
-def _load_galileo(folder: Path, precision: str) -> Model:
-    # Galileo's own names of files; torch stays out until the encoder is asked for.
-    try:
-        config = json.loads((folder / "config.json").read_text())["model"]["encoder"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{folder} holds no Galileo ({error})", "give the folder of its config.json, encoder.pt"
-        ) from error
-    width = config.get("embedding_size")
-    card = {
-        "name": f"galileo-{_GALILEO_SIZES.get(width, width)}",
-        "architecture": "galileo",
-        "encoder": config,
-        "weights_sha256": sha256_of(folder / "encoder.pt"),
-        # Chips of 64 pixels, the largest that it was trained for.
-        "tiling": {"core": 32, "halo": 16},
-    }
-    return Model(card["name"], folder, card, _compressors(folder), _resolve(precision))
 
 
 _LOADED: dict[tuple[str, str], Model] = {}
@@ -283,11 +261,9 @@ def sha256_of(path: Path) -> str:
     ModelError
         If it cannot be read.
     """
-    import hashlib
-
     try:
         with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+            return file_digest(stream, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error})", "fetch the model again") from error
 

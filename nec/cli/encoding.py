@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from nec.cli.terminal import app, console, progress_bar
+from nec.cli.terminal import Checkpoint, app, console, progress_bar, with_checkpoint
 from nec.demo import size_text
 from nec.errors import CompressorError, SceneError
 
@@ -43,8 +43,13 @@ def encode(
         bool, typer.Option("--each", help="Every raster or folder is a scene, with its own store.")
     ] = False,
     model: Annotated[
-        str, typer.Option(help="Model name or folder; galileo:FOLDER; a compressor (.json).")
+        str,
+        typer.Option(
+            help="Model name or folder; galileo:FOLDER; terratorch:BACKBONE with --checkpoint; a "
+            "compressor (.json)."
+        ),
     ] = "nec-tiny",
+    checkpoint: Checkpoint = None,
     rate: Annotated[
         str, typer.Option(help="low, medium, high, bytes per vector, or a compressor (.json).")
     ] = "medium",
@@ -113,6 +118,7 @@ def encode(
 
     if (core is None) != (halo is None):
         raise SceneError("chips need --core and --halo", "give both, or neither")
+    model = with_checkpoint(model, checkpoint)
     wanted: str | float = rate
     with suppress(ValueError):
         wanted = float(rate)

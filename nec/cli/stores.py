@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from nec.cli.terminal import Store, app, console, progress_bar
+from nec.cli.terminal import Checkpoint, Store, app, console, progress_bar, with_checkpoint
 from nec.demo import size_text
 from nec.errors import CompressorError, StoreError
 
@@ -29,6 +29,7 @@ def fit(
     model: Annotated[
         str | None, typer.Option(help="The source is a scene, to be embedded by this model.")
     ] = None,
+    checkpoint: Checkpoint = None,
     gamma: Annotated[
         float, typer.Option(help="Steps ~ variance ** gamma: 0 for cosine, 0.125 for heads.")
     ] = 0.0,
@@ -53,7 +54,7 @@ def fit(
 
         if rule is not None:
             raise CompressorError(f"--rule {rule} does not go with --model", "leave it out")
-        sample: Any = sample_features(source, model=model)
+        sample: Any = sample_features(source, model=with_checkpoint(model, checkpoint))
     else:
         from nec.products import open_embedding
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,6 +23,15 @@ app = typer.Typer(
 )
 console = Console(highlight=False, soft_wrap=True)
 Store = Annotated[str, typer.Argument(help="Store of embeddings: a folder or an http(s) URL.")]
+
+Checkpoint = Annotated[
+    Path | None, typer.Option(help="File of weights of a --model terratorch:BACKBONE.")
+]
+
+
+def with_checkpoint(model: str, checkpoint: Path | None) -> str:
+    """Return a model's name with the file of its weights."""
+    return model if checkpoint is None else f"{model}@{checkpoint}"
 
 
 @contextmanager
