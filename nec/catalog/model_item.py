@@ -142,7 +142,7 @@ def _add_weights(item: pystac.Item, digest: str, model: Model | None) -> None:
     asset = pystac.Asset(href, title=title, media_type=media_type, roles=["mlm:model"])
     item.add_asset("weights", asset)
     AssetGeneralMLMExtension.ext(asset).artifact_type = (
-        "safetensors" if model is not None and not model.is_galileo else "weights"
+        "safetensors" if model is not None and (model.folder / ENCODER).exists() else "weights"
     )
     file = FileExtension.ext(asset, add_if_missing=True)
     file.checksum = multihash(digest)
