@@ -83,7 +83,7 @@ class CheckedStore(WrapperStore[Store]):
         self.name = name
         self.traffic = traffic or Traffic()
         self.arrays = stored_arrays(root)
-        self._tasks = {a.key(task): task for a in filled_arrays(root) for task in a.tasks()}
+        self._filled = {array.name: array for array in filled_arrays(root)}
         self._parts: dict[str, dict[str, StoredObject]] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -186,7 +186,8 @@ class CheckedStore(WrapperStore[Store]):
                     data = await self._fetch(part.key)
                     self._parts[part.key] = read_part(data, part, self.name)
             return self._parts[part.key].get(key)
-        task: Task | None = self._tasks.get(key)
+        array = self._filled.get(key.partition("/c/")[0])
+        task: Task | None = None if array is None else array.task(key)
         data = await self._fetch(receipt_key(task)) if task is not None else None
         if data is None or task is None:
             return None

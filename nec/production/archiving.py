@@ -18,6 +18,7 @@ from nec.production.job import Job, job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
 from nec.production.scenes import SceneEntry, find_scenes
+from nec.production.series import DayFilling, SeriesSettings, Unopened, fillings
 from nec.production.task import Retries, full, is_full, passing, reason_of
 
 logger = logging.getLogger(__name__)
@@ -35,11 +36,13 @@ class ArchiveReport:
     folder : Path
         Of the stores.
     stores : dict of str to EncodeReport
-        By name of the scene; of scenes that could be opened and were not sealed before.
+        By name of the scene, or of the grid of a series; of those that could be opened and were
+        not sealed before.
     sealed : tuple of str
-        Scenes whose sealed store was there already.
+        Scenes that a sealed store held already.
     failures : dict of str to str
-        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``).
+        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``); in a
+        series ``grid, day, shard 0.1``.
     progress : Progress
         The last state: pixels, bytes and seconds of this run.
     """
@@ -66,10 +69,15 @@ def encode_archive(
     retries: Retries | None = None,
     log: str | Path | None = None,
     sealing: bool = False,
+    series: bool = False,
+    reuse: str | Path | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
     """Encode many scenes to a folder of stores; run again, it does exactly what is missing.
+
+    Either a store a scene; or, as `series`, a store a grid, with scenes along `time`, to which
+    later runs append.
 
     A scene that cannot be read, in whole or in part, is reported, and the others go on. A scene
     whose file has been replaced since a part of it failed is encoded anew; one that was complete
@@ -88,6 +96,13 @@ def encode_archive(
         ``encode.jsonl`` in `folder` by default; see `Journal`.
     sealing : bool
         Seal each store when it is complete.
+    series : bool
+        Scenes of one grid (one lattice of pixels, and the same whole shards of it) go to one
+        store, named by the grid, with a time a day (UTC). Of the scenes of a day, those later by
+        name lie on top. A scene without a time of acquisition is reported.
+    reuse : path, optional
+        Folder of stores, not sealed, of an earlier run as series: what is there of the same
+        scenes and parameters is taken over, and not computed again.
     **options
         Further ones of `nec.encode`, the same for all scenes; those of a table come first.
 
@@ -108,6 +123,18 @@ def encode_archive(
     scenes = find_scenes(source)
     retries = retries or Retries()
     model = model if isinstance(model, Model) else load_model(model)
+    settings = (
+        SeriesSettings.of(
+            out,
+            model,
+            retries,
+            options,
+            sealing=sealing,
+            reuse=None if reuse is None else Path(reuse),
+        )
+        if series
+        else None
+    )
     stores: dict[str, EncodeReport] = {}
     sealed: list[str] = []
     failures: dict[str, str] = {}
@@ -115,12 +142,33 @@ def encode_archive(
     with Journal(len(scenes), progress=progress, log=path) as journal:
 
         def finished(store: Filling, report: EncodeReport) -> None:
-            stores[store.name] = report
+            if not isinstance(store, DayFilling):
+                stores[store.name] = report
             for task, reason in report.failures.items():
                 failures[f"{store.name}, shard {task}"] = reason
+            bad = bool(report.failed)
+            if isinstance(store, DayFilling):
+                names = store.scenes
+                journal.settled(store.name, bad=bad, scenes=len(names), **report.summary())
+                store.series.settle()
+                return
             if sealing and not report.failed:
                 seal(report.store)
-            journal.settled(store.name, bad=bool(report.failed), **report.summary())
+            journal.settled(store.name, bad=bad, **report.summary())
+
+        def opened_series() -> Iterator[Filling]:
+            assert settings is not None
+            for found in fillings(scenes, settings, stores.__setitem__):
+                match found:
+                    case DayFilling():
+                        yield found
+                    case Unopened(name, None):
+                        sealed.append(name)
+                        journal.settled(name, bad=False, opened=False, sealed=True)
+                    case Unopened(name, str(reason), counted):
+                        failures[name] = reason
+                        if counted:
+                            journal.settled(name, bad=True, opened=False, reason=reason)
 
         def opened() -> Iterator[Filling]:
             for entry, found in _opened_ahead(scenes, out, model, retries, options):
@@ -136,7 +184,7 @@ def encode_archive(
 
         with running(scheduler, workers, retries) as engine:
             journal.start(engine, model=model.name)
-            fill(opened(), engine, journal, finished=finished)
+            fill(opened_series() if series else opened(), engine, journal, finished=finished)
         last = journal.progress
         journal.write(
             "end",

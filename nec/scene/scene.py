@@ -119,6 +119,12 @@ class Scene:
         values[:, absent | ~_inside(rows, height)[:, None] | ~_inside(columns, width)] = np.nan
         return values
 
+    def covered(self, rows: slice, columns: slice) -> int:
+        """Return how many pixels of a window lie in the scene, whatever they hold."""
+        sides = zip((rows, columns), self.geobox.shape, strict=True)
+        height, width = (max(min(w.stop, size) - max(w.start, 0), 0) for w, size in sides)
+        return int(height * width)
+
     def select(self, bands: Sequence[str]) -> "Scene":
         """Return the scene with these bands only, in this order, on the finest grid they need.
 
