@@ -1,7 +1,5 @@
 """Scenes of many days in one store a grid: appended, resumed, merged, read; never half there."""
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +8,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import RasterWriter
-from typer.testing import CliRunner
 
 import nec
-from nec.archive import StoreWriter
-from nec.cli import app
 from nec.model import Model
 from nec.production import Retries
 
@@ -106,3 +101,114 @@ def test_days_append_to_the_same_bytes_as_in_one_run(
     assert "another folder" in late.failures["f_2022-01-01"]
     assert objects(tmp_path / "whole") == sealed
     assert nec.verify(store).ok
+
+
+def test_scenes_of_a_day_lie_over_each_other_by_name(
+    write: Write, model: Model, tmp_path: Path
+) -> None:
+    low = write("s/20200501_a.tif", 1, hole=slice(0, 16))
+    top = write("s/20200501_b.tif", 2, hole=slice(24, 48))
+    out = encode([top, low], tmp_path / "both", model)
+    assert out.ok
+    # What both together are, as one scene: b wherever it has pixels, a below.
+    import rasterio
+
+    with rasterio.open(low) as file:
+        numbers, profile = file.read(), file.profile
+    with rasterio.open(top) as file:
+        upper = file.read()
+    numbers = np.where(upper > 0, upper, numbers)
+    one = tmp_path / "20200501_one.tif"
+    with rasterio.open(one, "w", **profile) as file:
+        file.write(numbers)
+        file.descriptions = BANDS
+        file.scales = (1e-4,) * 3
+    encode([one], tmp_path / "one", model)
+    a, b = (nec.open(the_store(tmp_path / folder)) for folder in ("both", "one"))
+    assert a["embedding"].identical(b["embedding"])
+    assert a.nec.info["masked_fraction"] == [0.0]
+    scenes = a.nec.scenes
+    assert scenes["name"].tolist() == ["20200501_a", "20200501_b"]
+    assert scenes["shards"].tolist() == [((0, 0), (0, 1))] * 2
+
+    # A second scene of the day comes in later, with and without the first.
+    assert encode([low], tmp_path / "late", model).ok
+    alone = encode([top], tmp_path / "late", model)
+    assert "pass the scenes of a day together" in alone.failures["20200501_b"]
+    other = nec.open(the_store(tmp_path / "late"))
+    assert other.nec.info["masked_fraction"] == [pytest.approx(1 / 3, abs=1e-4)]
+    assert encode([low, top], tmp_path / "late", model).ok
+    assert objects(tmp_path / "late") == objects(tmp_path / "both")
+
+
+def test_a_day_that_comes_too_late_is_refused_and_taken_in_elsewhere(
+    write: Write, model: Model, tmp_path: Path
+) -> None:
+    for day in (1, 3):
+        write(f"s/2020050{day}.tif", day)
+    encode(tmp_path / "s", tmp_path / "out", model)
+    before = objects(tmp_path / "out")
+    write("s/20200502.tif", 2)
+    report = encode(tmp_path / "s", tmp_path / "out", model)
+    assert "2020-05-02 comes before 2020-05-03" in report.failures["20200502"]
+    assert list(report.failures) == ["20200502"]
+    assert objects(tmp_path / "out") == before
+    told: list[Any] = []
+    again = encode(
+        tmp_path / "s", tmp_path / "new", model, reuse=tmp_path / "out", progress=told.append
+    )
+    assert again.ok
+    assert told[-1].pixels == 40 * 48  # of the one scene that is new
+    encode(tmp_path / "s", tmp_path / "straight", model)
+    assert objects(tmp_path / "new") == objects(tmp_path / "straight")
+
+
+def test_a_bad_contributor_holds_up_its_own_shards_alone(
+    write: Write, model: Model, tmp_path: Path
+) -> None:
+    write("s/20200501_a.tif", 1)
+    bad = write("s/20200501_b.tif", 2, corner=(WITHIN[0] + 2000, WITHIN[1]))
+    last = write("s/20200502.tif", 3)
+    whole = bad.read_bytes()
+    grid_mates = [tmp_path / "s/20200501_a.tif", last]
+    # b lies in a grid of its own, one shard wide: bring a into it too.
+    bad.write_bytes(whole[: len(whole) - 2000])
+    report = encode(tmp_path / "s", tmp_path / "out", model)
+    assert {key.partition(",")[0] for key in report.failures} == {
+        name for name in report.stores if report.stores[name].failed
+    }
+    assert all("20200501_b.tif" in reason for reason in report.failures.values())
+    bad.write_text("no raster any more")
+    report = encode(tmp_path / "s", tmp_path / "out", model)
+    assert list(report.failures) == ["20200501_b"]
+    bad.write_bytes(whole)
+    assert encode(tmp_path / "s", tmp_path / "out", model).ok
+    encode(tmp_path / "s", tmp_path / "straight", model)
+    assert objects(tmp_path / "out") == objects(tmp_path / "straight")
+    assert len(grid_mates) == 2
+
+
+def test_scenes_that_do_not_fit_are_named(write: Write, model: Model, tmp_path: Path) -> None:
+    write("s/20200501.tif", 1)
+    write("s/undated.tif", 2)
+    report = encode(tmp_path / "s", tmp_path / "out", model)
+    assert list(report.failures) == ["undated"]
+    assert "tells no time of acquisition" in report.failures["undated"]
+    assert "--time" in report.failures["undated"]
+    write("s/20200501.tif", 7)
+    before = objects(tmp_path / "out")
+    report = encode(tmp_path / "s", tmp_path / "out", model)
+    assert "has changed since it was encoded" in report.failures["20200501"]
+    assert objects(tmp_path / "out") == before
+    # The table says when, and of what day it is a scene.
+    (tmp_path / "table.csv").write_text("path,time\ns/undated.tif,2020-05-02T10:20:30\n")
+    assert encode(tmp_path / "table.csv", tmp_path / "out", model).ok
+    dataset = nec.open(the_store(tmp_path / "out"))
+    assert dataset["time"].dt.strftime("%F %T").values.tolist() == [
+        "2020-05-01 00:00:00",
+        "2020-05-02 00:00:00",
+    ]
+    assert str(dataset.nec.scenes["acquired"].iloc[1]) == "2020-05-02 10:20:30"
+    # Another model's rate does not go into the same store.
+    report = encode(tmp_path / "table.csv", tmp_path / "out", model, rate="low")
+    assert "is of another run" in report.failures["undated"]

@@ -23,6 +23,7 @@ from nec.archive.manifest import KEY, Manifest, check_seal, read_part
 from nec.archive.metadata import canonical, parse_root
 from nec.archive.receipts import Receipt, StoredObject, receipt_key
 from nec.archive.seal import filled_arrays
+from nec.archive.series import TimeStep, step_key, times_of
 from nec.archive.shard import damage
 from nec.errors import StoreError
 
@@ -193,6 +194,20 @@ class CheckedStore(WrapperStore[Store]):
             return None
         receipt = Receipt.from_bytes(data, f"{receipt_key(task)} of {self.name}")
         return receipt.objects.get(key)
+
+    async def steps(self) -> list[TimeStep]:
+        """Fetch which scenes each time of a series holds, checked; see `read_steps`."""
+        return list(await asyncio.gather(*map(self._step, range(times_of(self.root)))))
+
+    async def _step(self, index: int) -> TimeStep:
+        key = step_key(index)
+        data = await self._fetch(key)
+        if self.sealed:
+            expected = await self.expected(key)
+            found = None if data is None else StoredObject.of(data)
+            if found != expected:
+                raise StoreError(f"{key} of {self.name} is not what was sealed", REMEDY)
+        return TimeStep(index, "") if data is None else TimeStep.from_bytes(data, index, key)
 
     async def _fetch(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
         return await _fetch(self._store, key, self.traffic, byte_range)

@@ -133,13 +133,13 @@ def step_keys(root: Mapping[str, Any]) -> set[str]:
     """Keys of the scenes of all times; none of a store that is no series."""
     if not is_series(root):
         return set()
-    return {step_key(index) for index in range(_length(root))}
+    return {step_key(index) for index in range(times_of(root))}
 
 
 def is_step_key(key: str, root: Mapping[str, Any]) -> bool:
     """Whether a key is that of the scenes of a time that the store has."""
     number = key.removeprefix(f"{FOLDER}/").removesuffix(".json")
-    known = is_series(root) and number.isdecimal() and int(number) < _length(root)
+    known = is_series(root) and number.isdecimal() and int(number) < times_of(root)
     return known and key == step_key(int(number))
 
 
@@ -172,7 +172,8 @@ class Fingerprints:
         return None if step is None else step.fingerprint(task, self._run)
 
 
-def _length(root: Mapping[str, Any]) -> int:
+def times_of(root: Mapping[str, Any]) -> int:
+    """Return how many times a series has."""
     return int(root["consolidated_metadata"]["metadata"]["time"]["shape"][0])
 
 

@@ -221,9 +221,9 @@ def _metadata(check: _Check, root: dict[str, Any], *, sealed: bool) -> None:
         key = f"{name}/zarr.json"
         copy = {k: v for k, v in document.items() if k != "consolidated_metadata"}
         try:
-            document = child_document(check.path, name)
+            own = child_document(check.path, name)
             # An append changes the root first; the next one, or sealing, makes up for it.
-            if document != copy and (sealed or not lags(document, copy)):
+            if own != copy and (sealed or not lags(own, copy)):
                 check.blame(key, "differs from its consolidated copy in zarr.json")
         except FileNotFoundError:
             check.blame(key, "is missing")

@@ -379,9 +379,7 @@ class StoreWriter:
         task = receipt.task
         root = self._root()  # sealed or replaced under our hands: refuse
         if Fingerprints(self.path, root).of(task) != receipt.fingerprint:
-            msg = (
-                f"task {task.name} of {self.path} is of other scenes now: another run changed them"
-            )
+            msg = f"another run changed the scenes of task {task.name} of {self.path}"
             raise StoreError(msg, "run again: it does what is still to be done")
         try:
             before = load_receipt(self.path, task)

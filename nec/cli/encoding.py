@@ -32,16 +32,34 @@ def encode(
         list[str],
         typer.Argument(
             help="A scene (one raster, its band files, or their folder), or a folder of images. "
-            "With --each: a folder of scenes, a list (.txt) or table (.csv) of their paths, or "
-            "scenes."
+            "With --each or --series: a folder of scenes, a list (.txt) or table (.csv) of their "
+            "paths, or scenes."
         ),
     ],
     store: Annotated[
-        Path, typer.Argument(help="Store to write, a new folder; with --each, a folder of stores.")
+        Path,
+        typer.Argument(
+            help="Store to write, a new folder; with --each or --series, a folder of stores."
+        ),
     ],
     each: Annotated[
         bool, typer.Option("--each", help="Every raster or folder is a scene, with its own store.")
     ] = False,
+    series: Annotated[
+        bool,
+        typer.Option(
+            "--series",
+            help="Scenes of one grid to one store, a time a day (UTC), named by the grid; later "
+            "runs append. Days come from --time, a table, file names or tags.",
+        ),
+    ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --series: folder of unsealed series, whose shards of the same scenes are "
+            "taken over."
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="Model name or folder; galileo:FOLDER; a compressor (.json).")
     ] = "nec-tiny",
@@ -82,13 +100,14 @@ def encode(
     ] = 2,
     log: Annotated[
         Path | None,
-        typer.Option(help="Log of JSON lines; with --each, encode.jsonl in the folder of stores."),
+        typer.Option(help="Log of JSON lines; of many scenes, encode.jsonl beside the stores."),
     ] = None,
     seal: Annotated[
-        bool, typer.Option("--seal", help="With --each: seal each store when it is complete.")
+        bool,
+        typer.Option("--seal", help="With --each or --series: seal each store when complete."),
     ] = False,
 ) -> None:
-    """Encode a scene, or a folder of images, to a compressed store; or many scenes, a store each.
+    """Encode a scene, or a folder of images, to a compressed store; or many scenes to many stores.
 
     With a compressor that `nec fit` wrote as --model, the source is a file of embeddings.
 
@@ -100,6 +119,8 @@ def encode(
     nec encode scenes/ stores/ --each
 
     nec encode scenes.csv stores/ --each --scheduler tcp://10.0.0.1:8786
+
+    nec encode T33UUU/ series/ --series, and again when scenes of new days are there
     """
     from nec.encoders.tiling import Tiling
     from nec.production import Retries, encode_archive
@@ -128,17 +149,32 @@ def encode(
         "log": log,
     }
     thing: Any = source[0] if len(source) == 1 else source
-    if each:
+    if each and series:
+        raise SceneError("--each and --series exclude each other", "give one of them")
+    if reuse is not None and not series:
+        raise SceneError("--reuse goes with --series", "leave it out")
+    if each or series:
         if model.endswith(".json") or rule is not None:
-            raise CompressorError("--each takes scenes, not embeddings", "encode them one by one")
+            raise CompressorError(
+                "--each and --series take scenes, not embeddings", "encode them one by one"
+            )
         with progress_bar("encoding") as progress:
             outcome = encode_archive(
-                thing, store, model=model, sealing=seal, progress=progress, **options
+                thing,
+                store,
+                model=model,
+                sealing=seal,
+                series=series,
+                reuse=reuse,
+                progress=progress,
+                **options,
             )
         _tell_archive(outcome)
         return
     if seal:
-        raise SceneError("--seal goes with --each", "run nec seal on the finished store")
+        raise SceneError(
+            "--seal goes with --each or --series", "run nec seal on the finished store"
+        )
     used: Any = model
     if model.endswith(".json"):
         from nec.compressor import Compressor
