@@ -166,26 +166,42 @@ def test_a_day_that_comes_too_late_is_refused_and_taken_in_elsewhere(
 def test_a_bad_contributor_holds_up_its_own_shards_alone(
     write: Write, model: Model, tmp_path: Path
 ) -> None:
-    write("s/20200501_a.tif", 1)
-    bad = write("s/20200501_b.tif", 2, corner=(WITHIN[0] + 2000, WITHIN[1]))
-    last = write("s/20200502.tif", 3)
+    left, top = WITHIN
+    options = {"area": (left, top - 1000, left + 10 * SHARD * 2.5, top)}
+    write("s/20200501_a.tif", 1)  # reaches beyond the area, where it is cut
+    corner = (left + 10 * SHARD + 3000, top)
+    bad = write("s/20200501_b.tif", 2, corner=corner, shape=(120, 48), compress="deflate")
+    far = write("s/20200501_c.tif", 3, corner=(left + 24500, top))
+    write("s/20200503.tif", 4)
     whole = bad.read_bytes()
-    grid_mates = [tmp_path / "s/20200501_a.tif", last]
-    # b lies in a grid of its own, one shard wide: bring a into it too.
-    bad.write_bytes(whole[: len(whole) - 2000])
-    report = encode(tmp_path / "s", tmp_path / "out", model)
-    assert {key.partition(",")[0] for key in report.failures} == {
-        name for name in report.stores if report.stores[name].failed
-    }
+    middle = len(whole) // 2
+    bad.write_bytes(whole[:middle] + bytes(2000) + whole[middle + 2000 :])
+    report = encode(tmp_path / "s", tmp_path / "out", model, **options)
+    assert [key.rpartition(" ")[2] for key in report.failures] == ["0.1"]
     assert all("20200501_b.tif" in reason for reason in report.failures.values())
+    store = the_store(tmp_path / "out")
+    scenes = nec.open(store).nec.scenes
+    assert scenes["shards"].tolist() == [((0, 0),), ((0, 1),), ((0, 2),), ((0, 0),)]
+    assert nec.verify(store).failed == (f"0.1: {next(iter(report.failures.values()))}",)
+
+    # Not to be opened at all: the shard waits for it. Given up: it is missing.
     bad.write_text("no raster any more")
-    report = encode(tmp_path / "s", tmp_path / "out", model)
-    assert list(report.failures) == ["20200501_b"]
+    report = encode(tmp_path / "s", tmp_path / "out", model, **options)
+    assert set(report.failures) == {"20200501_b"}
+    bad.unlink()
+    assert encode(tmp_path / "s", tmp_path / "out", model, **options).ok
+    assert nec.verify(store).ok
+    assert "20200501_b" not in nec.open(store).nec.scenes["name"].tolist()
+    # Back again: only its own shard is made anew.
     bad.write_bytes(whole)
-    assert encode(tmp_path / "s", tmp_path / "out", model).ok
-    encode(tmp_path / "s", tmp_path / "straight", model)
+    kept = (store / "embedding/c/0/0/0/2").stat().st_mtime_ns
+    assert encode(tmp_path / "s", tmp_path / "out", model, **options).ok
+    assert (store / "embedding/c/0/0/0/2").stat().st_mtime_ns == kept
+    encode(tmp_path / "s", tmp_path / "straight", model, **options)
     assert objects(tmp_path / "out") == objects(tmp_path / "straight")
-    assert len(grid_mates) == 2
+    # A part of a day alone goes in where it shares no shard with what is not brought.
+    assert encode([far], tmp_path / "out", model, **options).ok
+    assert objects(tmp_path / "out") == objects(tmp_path / "straight")
 
 
 def test_scenes_that_do_not_fit_are_named(write: Write, model: Model, tmp_path: Path) -> None:

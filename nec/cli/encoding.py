@@ -60,6 +60,14 @@ def encode(
             "taken over."
         ),
     ] = None,
+    area: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            metavar="LEFT BOTTOM RIGHT TOP",
+            help="With --series: where the store lies, in units of the scenes' CRS, whatever the "
+            "size of each scene.",
+        ),
+    ] = None,
     model: Annotated[
         str, typer.Option(help="Model name or folder; galileo:FOLDER; a compressor (.json).")
     ] = "nec-tiny",
@@ -151,8 +159,9 @@ def encode(
     thing: Any = source[0] if len(source) == 1 else source
     if each and series:
         raise SceneError("--each and --series exclude each other", "give one of them")
-    if reuse is not None and not series:
-        raise SceneError("--reuse goes with --series", "leave it out")
+    for name, value in (("--reuse", reuse), ("--area", area)):
+        if value is not None and not series:
+            raise SceneError(f"{name} goes with --series", "leave it out")
     if each or series:
         if model.endswith(".json") or rule is not None:
             raise CompressorError(
@@ -166,6 +175,7 @@ def encode(
                 sealing=seal,
                 series=series,
                 reuse=reuse,
+                area=area,
                 progress=progress,
                 **options,
             )

@@ -71,6 +71,7 @@ def encode_archive(
     sealing: bool = False,
     series: bool = False,
     reuse: str | Path | None = None,
+    area: tuple[float, float, float, float] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
@@ -100,6 +101,9 @@ def encode_archive(
         Scenes of one grid (one lattice of pixels, and the same whole shards of it) go to one
         store, named by the grid, with a time a day (UTC). Of the scenes of a day, those later by
         name lie on top. A scene without a time of acquisition is reported.
+    area : tuple of float, optional
+        Left, bottom, right, top in units of the scenes' CRS: the grid of a series is that of the
+        whole shards that the area touches, and scenes are cut there, whatever their own size.
     reuse : path, optional
         Folder of stores, not sealed, of an earlier run as series: what is there of the same
         scenes and parameters is taken over, and not computed again.
@@ -131,6 +135,7 @@ def encode_archive(
             options,
             sealing=sealing,
             reuse=None if reuse is None else Path(reuse),
+            area=area,
         )
         if series
         else None

@@ -3,13 +3,14 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from affine import Affine
@@ -46,6 +47,9 @@ from nec.scene.grids import ground_sampling_distance
 from nec.scene.sensors import date_in_name
 
 logger = logging.getLogger(__name__)
+
+#: Left, bottom, right, top, in units of the scenes' CRS.
+Area: TypeAlias = tuple[float, float, float, float]
 
 #: Options of `nec.scene.open_scene`.
 _OF_SCENES = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
@@ -128,6 +132,7 @@ class SeriesSettings:
     options: Mapping[str, Any]
     sealing: bool
     reuse: Path | None
+    area: Area | None
 
     @classmethod
     def of(
@@ -139,6 +144,7 @@ class SeriesSettings:
         *,
         sealing: bool,
         reuse: Path | None,
+        area: Area | None,
     ) -> "SeriesSettings":
         """Sort out the options of `encode_archive`; SceneError for one that does not go here."""
         given = {name: value for name, value in options.items() if value is not None}
@@ -147,9 +153,48 @@ class SeriesSettings:
         if others := [name for name in given if name not in _OF_SCENES]:
             raise SceneError(f"a series takes no {others[0]}=", "leave it out")
         check_tiling(model, tiling)
-        return cls(
-            folder, model, compressor, rate, tiling, retries, given, sealing=sealing, reuse=reuse
-        )
+        if area is not None and not (area[0] < area[2] and area[1] < area[3]):
+            msg = f"area {area} is not left, bottom, right, top"
+            raise SceneError(msg, "give the corners in units of the scenes' CRS")
+        return cls(folder, model, compressor, rate, tiling, retries, given, sealing, reuse, area)
+
+    def grid(self, scene: Scene) -> tuple[TokenGrid, tuple[int, int]]:
+        """Return the grid that a scene goes to, and row and column of its first pixel there.
+
+        It is made of the whole shards, of the lattice of the scene's pixels, that the scene
+        touches, or the area where one is given.
+
+        Raises
+        ------
+        SceneError
+            The scene lies outside of the area.
+        """
+        patch, affine = self.model.encoder.patch_size, scene.geobox.affine
+        box, (row, column) = scene.geobox, (0, 0)
+        if self.area is not None:
+            left, bottom, right, top = self.area
+            # A thousandth of a pixel beyond an edge is rounding.
+            first = [
+                math.floor((a - c) / e + 1e-3)
+                for a, c, e in ((top, affine.f, affine.e), (left, affine.c, affine.a))
+            ]
+            last = [
+                math.ceil((a - c) / e - 1e-3)
+                for a, c, e in ((bottom, affine.f, affine.e), (right, affine.c, affine.a))
+            ]
+            if any(
+                b <= 0 or a >= n for a, b, n in zip(first, last, scene.geobox.shape, strict=True)
+            ):
+                raise SceneError(
+                    f"{scene.name} lies outside of the area {self.area}",
+                    "correct the area, or leave the scene out",
+                )
+            row, column = first
+            shape = (last[0] - row, last[1] - column)
+            box = GeoBox(shape, affine * Affine.translation(column, row), scene.geobox.crs)
+        grid = TokenGrid.around(box, patch=patch, cell=CELL, whole=True)
+        offset = (grid.scene_offset[0] - row, grid.scene_offset[1] - column)
+        return grid, offset
 
     def open(self, entry: SceneEntry, bands: Sequence[str] | None = None) -> Scene:
         """Open a scene with the bands that the model takes, or with these."""
@@ -264,10 +309,10 @@ def place_scenes(
                 f"{entry.name} tells no time of acquisition: neither file name nor tags hold one",
                 "give it in a table's column `time`, or with --time (time=)",
             )
-        patch = settings.model.encoder.patch_size
-        grid = TokenGrid.around(scene.geobox, patch=patch, cell=CELL, whole=True)
+        grid, offset = settings.grid(scene)
         day = scene.time.astype("datetime64[D]")
-        return grid, PlacedScene(entry, day, scene.bands, grid.scene_offset, grid.scene_shape)
+        height, width = scene.geobox.shape
+        return grid, PlacedScene(entry, day, scene.bands, offset, (height, width))
 
     left, attempt = list(scenes), 0
     with ThreadPoolExecutor(_READERS, thread_name_prefix="nec-place") as pool:
