@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import xarray as xr
 from conftest import RasterWriter
+from typer.testing import CliRunner
 
 import nec
+from nec.cli import app
 from nec.model import Model
 from nec.production import Retries
 
@@ -228,3 +230,32 @@ def test_scenes_that_do_not_fit_are_named(write: Write, model: Model, tmp_path: 
     # Another model's rate does not go into the same store.
     report = encode(tmp_path / "table.csv", tmp_path / "out", model, rate="low")
     assert "is of another run" in report.failures["undated"]
+
+
+def test_clouds_are_masked_and_told_by_time(write: Write, model: Model, tmp_path: Path) -> None:
+    import rasterio
+
+    for day, clouds in ((1, 0), (2, 12)):
+        path = write(f"202005{day:02}.tif", day)
+        with rasterio.open(path) as file:
+            profile = file.profile | {"count": 1, "dtype": "uint8", "nodata": None}
+        classes = np.full((1, 40, 48), 4, np.uint8)
+        classes[:, :, :clouds] = 9
+        folder = tmp_path / "s" / f"202005{day:02}"
+        folder.mkdir(parents=True)
+        with rasterio.open(folder / "T33_SCL_10m.tif", "w", **profile) as file:
+            file.write(classes)
+        path.rename(folder / path.name)
+    line = ["encode", str(tmp_path / "s"), str(tmp_path / "out"), "--series", "--workers", "1"]
+    result = CliRunner().invoke(app, [*line, "--mask", "SCL", "--mask-classes", "3,8,9,10"])
+    assert result.exit_code == 0, result.output
+    assert "2 scenes, 2 complete" in result.output
+    dataset = nec.open(the_store(tmp_path / "out"))
+    assert dataset.nec.info["masked_fraction"] == [0.0, 0.25]
+    valid = dataset["embedding"][:, 0].notnull().sum(("y", "x"))
+    assert valid.values.tolist() == [120, 90]
+    told = CliRunner().invoke(app, ["info", str(the_store(tmp_path / "out"))]).output
+    assert "2 from 2020-05-01 to 2020-05-02" in told
+    assert "0.0%, 25.0%" in told
+    both = CliRunner().invoke(app, [*line, "--each"])
+    assert both.exit_code != 0

@@ -81,7 +81,14 @@ def encode(
     scale: Annotated[float | None, typer.Option(help="reflectance = DN * scale + offset")] = None,
     offset: Annotated[float | None, typer.Option(help="see --scale")] = None,
     nodata: Annotated[float | None, typer.Option(help="Number that means missing.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where missing.")] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Raster, nonzero where missing; or the name of a band (SCL)."),
+    ] = None,
+    mask_classes: Annotated[
+        str | None,
+        typer.Option(help="Classes of --mask that are missing; for Sentinel-2's SCL 0,1,3,8,9,10."),
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Time of acquisition, ISO 8601.")] = None,
     crs: Annotated[str | None, typer.Option(help="CRS of a scene that has none.")] = None,
     gsd: Annotated[
@@ -146,6 +153,7 @@ def encode(
         "offset": offset,
         "nodata": nodata,
         "mask": mask,
+        "mask_classes": mask_classes,
         "time": time,
         "crs": crs,
         "gsd": gsd,

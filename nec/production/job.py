@@ -29,6 +29,9 @@ from nec.scene import ImageCollection, Scene, is_collection, open_scene
 
 log = logging.getLogger(__name__)
 
+#: Options of `nec.scene.open_scene`.
+SCENE_OPTIONS = ("bands", "scale", "offset", "nodata", "mask", "mask_classes", "time", "crs")
+
 INSTALL_HINT = "pip install nec, then xarray.open_zarr(store)"
 
 
@@ -102,8 +105,7 @@ def job_of(
     if isinstance(source, Scene):
         only("an open scene", "tiling")
         return scene_job(source, model, rate, tiling or model.tiling, min_cosine)
-    names = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
-    scene = open_scene(source, **only("a scene", *names, "tiling"))
+    scene = open_scene(source, **only("a scene", *SCENE_OPTIONS, "tiling"))
     return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
 
 

@@ -38,7 +38,7 @@ from nec.model import Model
 from nec.production.contributors import merged
 from nec.production.features import CELL, SceneFeatures
 from nec.production.filling import Filling, measured
-from nec.production.job import Job, check_tiling, own_attributes, usable_bands
+from nec.production.job import SCENE_OPTIONS, Job, check_tiling, own_attributes, usable_bands
 from nec.production.measures import EncodeReport, masked_fraction, report
 from nec.production.scenes import SceneEntry
 from nec.production.task import Retries, full, is_full, passing, reason_of
@@ -51,8 +51,6 @@ logger = logging.getLogger(__name__)
 #: Left, bottom, right, top, in units of the scenes' CRS.
 Area: TypeAlias = tuple[float, float, float, float]
 
-#: Options of `nec.scene.open_scene`.
-_OF_SCENES = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
 # Days that are opened (their files digested) while tasks of earlier ones are under way.
 _AHEAD = 2
 # Headers that are read at once, to find out what is where.
@@ -150,7 +148,7 @@ class SeriesSettings:
         given = {name: value for name, value in options.items() if value is not None}
         rate, tiling = given.pop("rate", "medium"), given.pop("tiling", model.tiling)
         compressor = model.compressor(rate).guarded(given.pop("min_cosine", None))
-        if others := [name for name in given if name not in _OF_SCENES]:
+        if others := [name for name in given if name not in SCENE_OPTIONS]:
             raise SceneError(f"a series takes no {others[0]}=", "leave it out")
         check_tiling(model, tiling)
         if area is not None and not (area[0] < area[2] and area[1] < area[3]):
