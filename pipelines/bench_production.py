@@ -23,11 +23,12 @@ from production_bench.kills import kill_producer, kill_worker
 from production_bench.memory import bench_memory
 from production_bench.ranges import bench_ranges
 from production_bench.scenes import TILE, real_numbers, write_small, write_tiled
+from production_bench.thousand import bench_thousand
 from production_bench.throughput import bench_throughput
 
 import nec
 
-PARTS = ("kill", "kill_worker", "throughput", "memory", "http")
+PARTS = ("kill", "kill_worker", "throughput", "memory", "http", "thousand")
 PACKAGES = ("nec", "numpy", "torch", "zarr", "dask", "distributed")
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8, help="small scenes to be killed over")
     parser.add_argument("--size", type=int, default=TILE, help="edge of the large scene, pixels")
     parser.add_argument("--middle", type=int, default=1024, help="edge of the timed scene, pixels")
+    parser.add_argument("--thousand", type=int, default=1000, help="small scenes, 5 %% broken")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     args = parser.parse_args()
     logging.getLogger("nec").setLevel(logging.ERROR)
@@ -70,6 +72,7 @@ def main() -> None:
             "kill_worker": lambda: kill_worker(small, work, kills=args.kills),
             "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
             "memory": lambda: bench_memory(tiled(args.size), small, work),
+            "thousand": lambda: bench_thousand(numbers, work, count=args.thousand),
             "http": lambda: bench_ranges(sealed(args.middle), work, repeats=args.repeats),
         }
         path = args.out.with_suffix(".json")

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -235,6 +236,14 @@ class Series:
     def path(self) -> Path:
         """Path of the store."""
         return self.settings.folder / f"{self.name}.zarr"
+
+    @cached_property
+    def gsd(self) -> float:
+        """Ground sampling distance at the centre of the grid, metres: the same for all scenes."""
+        grid = self.grid
+        shape = (grid.shape[0] * grid.patch, grid.shape[1] * grid.patch)
+        affine = Affine(grid.pixel[0], 0, grid.origin[0], 0, -grid.pixel[1], grid.origin[1])
+        return round(ground_sampling_distance(GeoBox(shape, affine, grid.crs_wkt)), 4)
 
     def settle(self) -> None:
         """Say that a day is at its end; after the last one the store is finished."""
@@ -473,7 +482,7 @@ def _attributes(series: Series, bands: Sequence[str]) -> dict[str, Any]:
     settings = series.settings
     tiling = {"core": settings.tiling.core, "halo": settings.tiling.halo}
     return own_attributes(settings.model, settings.compressor, settings.rate, bands) | {
-        "gsd": _gsd(series.grid),
+        "gsd": series.gsd,
         "tiling": tiling,
         "series": {"grid": series.name, "step": "day"},
         "sources": [SCENES],
@@ -489,13 +498,6 @@ def _fingerprint(series: Series, bands: Sequence[str]) -> str:
         sort_keys=True,
     )
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _gsd(grid: TokenGrid) -> float:
-    """Return the ground sampling distance at the centre of a grid: the same for all scenes."""
-    shape = (grid.shape[0] * grid.patch, grid.shape[1] * grid.patch)
-    affine = Affine(grid.pixel[0], 0, grid.origin[0], 0, -grid.pixel[1], grid.origin[1])
-    return round(ground_sampling_distance(GeoBox(shape, affine, grid.crs_wkt)), 4)
 
 
 def _writer(series: Series, bands: Sequence[str]) -> tuple[StoreWriter, dict[np.datetime64, int]]:
@@ -571,7 +573,7 @@ def _job(series: Series, bound: StoreWriter, day: np.datetime64, here: dict[str,
         f"{series.name} of {day}",
         tuple(one.scene for one in here.values()),
         tuple(one.offset for one in here.values()),
-        gsd=_gsd(series.grid),
+        gsd=series.gsd,
         time=day,
     )
     versions = tuple(version for one in here.values() for version in one.versions)

@@ -1,5 +1,6 @@
 """`Mosaic`: scenes of one lattice of pixels, one over the other."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,35 +51,37 @@ class Mosaic:
         """
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         values = np.full((len(self.bands), *shape), np.nan, np.float32)
-        for scene, window in self._windows(rows, columns):
-            part = scene.read(*window)
+        for scene, inside, place in self._windows(rows, columns):
+            part, own = scene.read(*inside), values[:, *place]
             seen = ~np.isnan(part[0])
-            values[:, seen] = part[:, seen]
+            own[:, seen] = part[:, seen]
         return values
 
     def covered(self, rows: slice, columns: slice) -> int:
         """Return how many pixels of a window lie in a scene, whatever they hold."""
         inside = np.zeros((rows.stop - rows.start, columns.stop - columns.start), bool)
-        for scene, window in self._windows(rows, columns):
-            sides = zip(window, scene.geobox.shape, strict=True)
-            inside[
-                tuple(slice(max(-w.start, 0), max(min(w.stop, n) - w.start, 0)) for w, n in sides)
-            ] = True
+        for _, _, place in self._windows(rows, columns):
+            inside[place] = True
         return int(inside.sum())
 
     def versions(self) -> tuple[tuple[str, int, int], ...]:
         """Return path, size and time of change of every local file; see `Scene.versions`."""
         return tuple(version for scene in self.scenes for version in scene.versions())
 
-    def _windows(self, rows: slice, columns: slice) -> list[tuple[Scene, tuple[slice, slice]]]:
-        """Return the scenes that a window touches, each with the window in its own pixels."""
-        found = []
-        for scene, (row, column) in zip(self.scenes, self.offsets, strict=True):
-            own = (
-                slice(rows.start - row, rows.stop - row),
-                slice(columns.start - column, columns.stop - column),
-            )
-            sides = zip(own, scene.geobox.shape, strict=True)
-            if all(w.stop > 0 and w.start < size for w, size in sides):
-                found.append((scene, own))
-        return found
+    def _windows(
+        self, rows: slice, columns: slice
+    ) -> Iterator[tuple[Scene, tuple[slice, slice], tuple[slice, slice]]]:
+        """Yield scenes that a window touches: what of each, in its pixels, and in the window's."""
+        for scene, offset in zip(self.scenes, self.offsets, strict=True):
+            sides = [
+                (window.start, max(window.start, at), min(window.stop, at + int(size)), at)
+                for window, at, size in zip(
+                    (rows, columns), offset, scene.geobox.shape, strict=True
+                )
+            ]
+            if all(first < last for _, first, last, _ in sides):
+                (y, y_place), (x, x_place) = (
+                    (slice(first - at, last - at), slice(first - start, last - start))
+                    for start, first, last, at in sides
+                )
+                yield scene, (y, x), (y_place, x_place)
