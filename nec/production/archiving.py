@@ -17,8 +17,9 @@ from nec.production.filling import Filling, fill, write_path
 from nec.production.job import Job, job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
+from nec.production.placement import SeriesSettings
 from nec.production.scenes import SceneEntry, find_scenes
-from nec.production.series import DayFilling, SeriesSettings, Unopened, fillings
+from nec.production.series import DayFilling, Unopened, fillings
 from nec.production.task import Retries, full, is_full, passing, reason_of
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from affine import Affine
@@ -22,78 +21,33 @@ from nec.archive import (
     Layout,
     Receipt,
     StoreWriter,
-    Task,
     TimeStep,
     TokenGrid,
     seal,
 )
+from nec.archive.adoption import adopt
 from nec.archive.creation import read_root
-from nec.archive.receipts import StoredObject, load_receipt
 from nec.archive.series import FOLDER as SCENES
-from nec.archive.series import Fingerprints, load_step, stored_days, unsealed
+from nec.archive.series import load_step, stored_days
 from nec.codec import NecCodec
-from nec.compressor import Compressor
-from nec.encoders.tiling import Tiling
-from nec.errors import NecError, SceneError, StoreError
-from nec.model import Model
+from nec.errors import NecError, StoreError
 from nec.production.contributors import merged
-from nec.production.features import CELL, SceneFeatures
+from nec.production.features import SceneFeatures
 from nec.production.filling import Filling, measured
-from nec.production.job import SCENE_OPTIONS, Job, check_tiling, own_attributes, usable_bands
+from nec.production.job import Job, own_attributes
 from nec.production.measures import EncodeReport, masked_fraction, report
+from nec.production.placement import PlacedScene, SeriesSettings, place_scenes
 from nec.production.scenes import SceneEntry
-from nec.production.task import Retries, full, is_full, passing, reason_of
-from nec.scene import Mosaic, Scene, open_scene
+from nec.production.task import full, is_full, passing, reason_of
+from nec.scene import Mosaic, Scene
 from nec.scene.grids import ground_sampling_distance
-from nec.scene.sensors import date_in_name
 
 logger = logging.getLogger(__name__)
 
-#: Left, bottom, right, top, in units of the scenes' CRS.
-Area: TypeAlias = tuple[float, float, float, float]
-
 # Days that are opened (their files digested) while tasks of earlier ones are under way.
 _AHEAD = 2
-# Headers that are read at once, to find out what is where.
-_READERS = 4
 # How often the scenes of a day are merged anew because another producer came between.
 _TURNS = 5
-
-
-@dataclass(frozen=True)
-class PlacedScene:
-    """A scene whose header has been read: when it is of, and where it lies in its grid.
-
-    Attributes
-    ----------
-    entry : SceneEntry
-    day : numpy.datetime64
-        UTC.
-    bands : tuple of str
-        Those that the model takes.
-    offset, shape : tuple of int
-        Row and column of its first pixel in the grid; rows and columns.
-    """
-
-    entry: SceneEntry
-    day: np.datetime64
-    bands: tuple[str, ...]
-    offset: tuple[int, int]
-    shape: tuple[int, int]
-
-    def shards(self, grid: TokenGrid, margin: int) -> tuple[str, ...]:
-        """Name the shards that its pixels have a part in, those in the margin too."""
-        span = grid.patch * grid.shard
-        rows, columns = (
-            range(max((start - margin) // span, 0), min(-(-(start + size + margin) // span), n))
-            for start, size, n in zip(
-                self.offset,
-                self.shape,
-                (-(-side // grid.shard) for side in grid.shape),
-                strict=True,
-            )
-        )
-        return tuple(Task(row, column).place for row in rows for column in columns)
 
 
 @dataclass(frozen=True)
@@ -116,92 +70,6 @@ class _Opened:
     contributor: Contributor
     offset: tuple[int, int]
     versions: tuple[tuple[str, int, int], ...]
-
-
-@dataclass(frozen=True)
-class SeriesSettings:
-    """What is the same for all series of a run."""
-
-    folder: Path
-    model: Model
-    compressor: Compressor
-    rate: str | float
-    tiling: Tiling
-    retries: Retries
-    options: Mapping[str, Any]
-    sealing: bool
-    reuse: Path | None
-    area: Area | None
-
-    @classmethod
-    def of(
-        cls,
-        folder: Path,
-        model: Model,
-        retries: Retries,
-        options: Mapping[str, Any],
-        *,
-        sealing: bool,
-        reuse: Path | None,
-        area: Area | None,
-    ) -> "SeriesSettings":
-        """Sort out the options of `encode_archive`; SceneError for one that does not go here."""
-        given = {name: value for name, value in options.items() if value is not None}
-        rate, tiling = given.pop("rate", "medium"), given.pop("tiling", model.tiling)
-        compressor = model.compressor(rate).guarded(given.pop("min_cosine", None))
-        if others := [name for name in given if name not in SCENE_OPTIONS]:
-            raise SceneError(f"a series takes no {others[0]}=", "leave it out")
-        check_tiling(model, tiling)
-        if area is not None and not (area[0] < area[2] and area[1] < area[3]):
-            msg = f"area {area} is not left, bottom, right, top"
-            raise SceneError(msg, "give the corners in units of the scenes' CRS")
-        return cls(folder, model, compressor, rate, tiling, retries, given, sealing, reuse, area)
-
-    def grid(self, scene: Scene) -> tuple[TokenGrid, tuple[int, int]]:
-        """Return the grid that a scene goes to, and row and column of its first pixel there.
-
-        It is made of the whole shards, of the lattice of the scene's pixels, that the scene
-        touches, or the area where one is given.
-
-        Raises
-        ------
-        SceneError
-            The scene lies outside of the area.
-        """
-        patch, affine = self.model.encoder.patch_size, scene.geobox.affine
-        box, (row, column) = scene.geobox, (0, 0)
-        if self.area is not None:
-            left, bottom, right, top = self.area
-            # A thousandth of a pixel beyond an edge is rounding.
-            first = [
-                math.floor((a - c) / e + 1e-3)
-                for a, c, e in ((top, affine.f, affine.e), (left, affine.c, affine.a))
-            ]
-            last = [
-                math.ceil((a - c) / e - 1e-3)
-                for a, c, e in ((bottom, affine.f, affine.e), (right, affine.c, affine.a))
-            ]
-            if any(
-                b <= 0 or a >= n for a, b, n in zip(first, last, scene.geobox.shape, strict=True)
-            ):
-                raise SceneError(
-                    f"{scene.name} lies outside of the area {self.area}",
-                    "correct the area, or leave the scene out",
-                )
-            row, column = first
-            shape = (last[0] - row, last[1] - column)
-            box = GeoBox(shape, affine * Affine.translation(column, row), scene.geobox.crs)
-        grid = TokenGrid.around(box, patch=patch, cell=CELL, whole=True)
-        offset = (grid.scene_offset[0] - row, grid.scene_offset[1] - column)
-        return grid, offset
-
-    def open(self, entry: SceneEntry, bands: Sequence[str] | None = None) -> Scene:
-        """Open a scene with the bands that the model takes, or with these."""
-        options = {**self.options, **entry.options}
-        scene = open_scene(entry.source, **options)
-        if scene.time is None and (day := date_in_name(entry.name)) is not None:
-            scene = open_scene(entry.source, **{**options, "time": day})
-        return scene.select(bands or usable_bands(scene.name, scene.bands, self.model))
 
 
 @dataclass(eq=False)
@@ -292,54 +160,6 @@ class DayFilling(Filling):
         """Add up the receipts of the day; the store is finished after its last day."""
         self.series.resumed += self.resumed
         return report(self.writer, self.writer.path, self.resumed)
-
-
-def place_scenes(
-    scenes: Sequence[SceneEntry], settings: SeriesSettings
-) -> tuple[dict[str, tuple[TokenGrid, list[PlacedScene]]], dict[str, str]]:
-    """Read the headers of all scenes: which grid each is of, and which day.
-
-    Returns
-    -------
-    dict of str to tuple of TokenGrid and list of PlacedScene
-        By name of the grid, in order of names.
-    dict of str to str
-        Why, by name of the scenes whose header cannot be read, or tells no day.
-    """
-    grids: dict[str, tuple[TokenGrid, list[PlacedScene]]] = {}
-    failures: dict[str, str] = {}
-
-    def place(entry: SceneEntry) -> tuple[TokenGrid, PlacedScene]:
-        scene = settings.open(entry)
-        if scene.time is None:
-            raise SceneError(
-                f"{entry.name} tells no time of acquisition: neither file name nor tags hold one",
-                "give it in a table's column `time`, or with --time (time=)",
-            )
-        grid, offset = settings.grid(scene)
-        day = scene.time.astype("datetime64[D]")
-        height, width = scene.geobox.shape
-        return grid, PlacedScene(entry, day, scene.bands, offset, (height, width))
-
-    left, attempt = list(scenes), 0
-    with ThreadPoolExecutor(_READERS, thread_name_prefix="nec-place") as pool:
-        while left:
-            attempt += 1
-            again = []
-            for entry, future in [(entry, pool.submit(place, entry)) for entry in left]:
-                try:
-                    grid, placed = future.result()
-                except Exception as error:  # whatever a bad scene brings about
-                    if attempt <= settings.retries.count and passing(error):
-                        again.append(entry)
-                    else:
-                        failures[entry.name] = reason_of(error)
-                    continue
-                grids.setdefault(grid.name, (grid, []))[1].append(placed)
-            left = again
-            if left:
-                time.sleep(settings.retries.seconds(attempt))
-    return {name: grids[name] for name in sorted(grids)}, failures
 
 
 def fillings(
@@ -465,7 +285,7 @@ def _open_unsealed(series: Series, day: np.datetime64) -> list[DayFilling | Unop
                 bound.fail(task, f"no scene of {day} can be read")
         return found
     if series.settings.reuse is not None:
-        _adopt(bound, series.settings.reuse / series.path.name, day)
+        adopt(bound, series.settings.reuse / series.path.name, day)
     filling = DayFilling(series, _job(series, bound, day, here), bound, tuple(here))
     reason = f"its part of {day} in {series.path} is not done, and this run does not bring it"
     return [*found, *(Unopened(n, reason, counted=False) for n in filling.waits), filling]
@@ -587,29 +407,3 @@ def _job(series: Series, bound: StoreWriter, day: np.datetime64, here: dict[str,
         source=SceneFeatures(mosaic, settings.model, grid, settings.tiling, versions),
         tokens_per_chip=settings.tiling.core // grid.patch,
     )
-
-
-def _adopt(writer: StoreWriter, store: Path, day: np.datetime64) -> None:
-    """Take what another store of the same grid holds of a day, where it is made of the same."""
-    if store.resolve() == writer.path.resolve() or not (store / "zarr.json").exists():
-        return
-    root = unsealed(store)
-    index = dict(zip(stored_days(store), range(len(stored_days(store))), strict=True)).get(day)
-    if index is None:
-        return
-    theirs, own = Fingerprints(store, root), writer.receipts()
-    for task in writer.tasks():
-        if task in own and own[task].status != "failed":
-            continue
-        other = replace(task, time=index)
-        receipt = load_receipt(store, other)
-        wanted = writer.fingerprint_of(task)
-        if receipt is None or receipt.status == "failed" or receipt.fingerprint != wanted:
-            continue
-        if theirs.of(other) != wanted:
-            continue
-        keys = {array.key(other): array.key(task) for array in writer.layout.arrays()}
-        objects = {key: (store / key).read_bytes() for key in receipt.objects}
-        if all(StoredObject.of(data) == receipt.objects[key] for key, data in objects.items()):
-            renamed = {keys[key]: data for key, data in objects.items()}
-            writer.commit(task, renamed, figures=receipt.figures)
