@@ -19,16 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from production_bench.figure import draw
-from production_bench.kills import kill_producer, kill_worker
+from production_bench.kills import kill_producer, kill_series, kill_worker
 from production_bench.memory import bench_memory
 from production_bench.ranges import bench_ranges
 from production_bench.scenes import TILE, real_numbers, write_small, write_tiled
-from production_bench.thousand import bench_thousand
+from production_bench.thousand import bench_thousand, write_days
 from production_bench.throughput import bench_throughput
 
 import nec
 
-PARTS = ("kill", "kill_worker", "throughput", "memory", "http", "thousand")
+PARTS = ("kill", "kill_worker", "kill_series", "throughput", "memory", "http", "thousand")
 PACKAGES = ("nec", "numpy", "torch", "zarr", "dask", "distributed")
 
 
@@ -60,6 +60,11 @@ def main() -> None:
                 write_tiled(path, numbers, (edge, edge), corner=(409600.0, 6000640.0))
             return path
 
+        def days() -> Path:
+            if not (work / "few_days").exists():
+                write_days(work / "few_days", numbers, args.scenes)
+            return work / "few_days"
+
         def sealed(edge: int) -> Path:
             store = work / f"tiled{edge}.zarr"
             if not (store / "nec" / "manifest.json").exists():
@@ -70,6 +75,7 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kill": lambda: kill_producer(small, work, kills=args.kills),
             "kill_worker": lambda: kill_worker(small, work, kills=args.kills),
+            "kill_series": lambda: kill_series(days(), work, kills=args.kills),
             "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
             "memory": lambda: bench_memory(tiled(args.size), small, work),
             "thousand": lambda: bench_thousand(numbers, work, count=args.thousand),

@@ -32,7 +32,7 @@ def bench_thousand(numbers: NDArray[np.uint16], work: Path, *, count: int) -> di
         Scenes.
     """
     days = min(DAYS, count)
-    scenes = _write(work / "thousand", numbers, count)
+    scenes = write_days(work / "thousand", numbers, count)
     listed = _list(work / "hundred.txt", scenes[:days])
     return {
         "edge": EDGE,
@@ -137,7 +137,7 @@ def _same_bytes(stores: Path, straight: Path) -> bool:
     return bool(files) and all(b.is_file() and a.read_bytes() == b.read_bytes() for a, b in pairs)
 
 
-def _write(folder: Path, numbers: NDArray[np.uint16], count: int) -> list[Path]:
+def write_days(folder: Path, numbers: NDArray[np.uint16], count: int) -> list[Path]:
     """Write small scenes of one place, a day each."""
     folder.mkdir()
     rng = np.random.default_rng(0)
