@@ -127,7 +127,7 @@ def killed_after(puts: int) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=6, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     cuts=st.lists(st.integers(1, len(DAYS)), unique=True, max_size=2).map(sorted),
     kills=st.lists(st.integers(0, 40), max_size=3),
@@ -266,3 +266,18 @@ def test_points_are_taken_at_every_time(whole: Path) -> None:
     assert table["time"].nunique() == len(DAYS)
     with pytest.raises(nec.errors.HeadError, match="already have a column 'time'"):
         nec.sample(whole, points.assign(time=0))
+
+
+def test_more_times_than_a_chunk_of_the_coordinate_holds(
+    open_series: Open, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (nec.archive.layout, nec.archive.series):
+        monkeypatch.setattr(module, "TIMES", 3)
+    path = tmp_path / "s.zarr"
+    for end in (1, 2, 4):
+        fill(open_series, path, DAYS[:end])
+    assert {file.name for file in (path / "time/c").iterdir()} == {"0", "1"}
+    assert xr.open_zarr(path)["embedding"].equals(xr.open_zarr(whole)["embedding"])
+    assert nec.verify(path).ok
+    (path / "time/c/1").unlink()
+    assert "time/c/1" in {problem.key for problem in nec.verify(path).problems}
