@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nec.errors import MissingLibraryError, StoreError
 
 if TYPE_CHECKING:
+    import pandas as pd  # type: ignore[import-untyped]
     from matplotlib.axes import Axes
 
     from nec.archive import Traffic
@@ -82,6 +83,48 @@ class NecAccessor:
         counted: Traffic = traffic
         return counted
 
+    @property
+    def scenes(self) -> "pd.DataFrame":
+        """Which scenes the times of a series hold, and which shards they have a part in.
+
+        Returns
+        -------
+        pandas.DataFrame
+            A row a scene and time, in the order in which scenes of a day lie over each other,
+            the last on top: `time`, `name`, `sources` (file names), `acquired`, `shards` (tuples
+            of row and column in `embedding`) and `digest` (SHA-256 of all that decides its
+            pixels).
+
+        Raises
+        ------
+        StoreError
+            If the store is no series, or not known any more.
+        """
+        import pandas as pd
+
+        from nec.archive.reader import read_steps
+
+        source = self._dataset.encoding.get("source")
+        if source is None:
+            raise StoreError(
+                "this Dataset does not know its store any more, so not its scenes either",
+                "ask the Dataset as opened",
+            )
+        rows = [
+            {
+                "time": pd.Timestamp(step.day),
+                "name": scene.name,
+                "sources": tuple(scene.details.get("sources", ())),
+                "acquired": pd.Timestamp(scene.details["acquired"]),
+                "shards": tuple(tuple(map(int, s.split("."))) for s in scene.shards),
+                "digest": scene.digest,
+            }
+            for step in read_steps(source)
+            for scene in step.scenes
+        ]
+        columns = ["time", "name", "sources", "acquired", "shards", "digest"]
+        return pd.DataFrame(rows, columns=columns)
+
     def features(self, variable: str = "embedding") -> xr.DataArray:
         """Return the encoder's features, rotated back from the embedding; lazy.
 
@@ -116,6 +159,7 @@ class NecAccessor:
         ax: "Axes | None" = None,
         components: tuple[int, int, int] = (0, 1, 2),
         step: int | None = None,
+        time: int = 0,
     ) -> "Axes | Path":
         """Show three components of the embedding as red, green and blue.
 
@@ -127,6 +171,8 @@ class NecAccessor:
         components : tuple of int
         step : int, optional
             Take every n-th token; by default as many as make 1,500 pixels.
+        time : int
+            Index of the time, or sample, that is shown.
 
         Returns
         -------
@@ -134,7 +180,7 @@ class NecAccessor:
             Missing tokens are transparent. Each component is stretched from its 2 % to its 98 %
             quantile.
         """
-        rgba, extent = self._picture(components, step)
+        rgba, extent = self._picture(components, step, time)
         try:
             from matplotlib.image import imsave
         except ModuleNotFoundError as error:
@@ -158,12 +204,17 @@ class NecAccessor:
         return float(1 / np.cos(np.deg2rad(y.mean())))
 
     def _picture(
-        self, components: tuple[int, int, int], step: int | None
+        self, components: tuple[int, int, int], step: int | None, time: int
     ) -> tuple[NDArray[np.float32], tuple[float, float, float, float] | None]:
         embedding = self._dataset["embedding"]
         for extra in ("time", "sample"):
             if extra in embedding.dims:
-                embedding = embedding.isel({extra: 0})
+                if not -embedding.sizes[extra] <= time < embedding.sizes[extra]:
+                    raise StoreError(
+                        f"there is no {extra} {time} among {embedding.sizes[extra]}",
+                        f"choose 0 to {embedding.sizes[extra] - 1}",
+                    )
+                embedding = embedding.isel({extra: time})
         step = step or max(1, max(embedding.sizes["y"], embedding.sizes["x"]) // 1500)
         embedding = embedding.isel(band=list(components))[:, ::step, ::step].load()
         # Stores are padded to whole shards: show what is there.

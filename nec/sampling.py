@@ -156,7 +156,8 @@ def sample(
         A store, an opened store, or one of its arrays, with a CRS. Only the chunks that hold
         points are read.
     points : geopandas.GeoDataFrame
-        Points in any CRS; they are brought into that of the store.
+        Points in any CRS; they are brought into that of the store. Of several times, each point
+        is taken at each.
     variable : str, default "embedding"
         The array to sample: ``embedding`` or ``scene_embedding``.
 
@@ -164,7 +165,8 @@ def sample(
     -------
     pandas.DataFrame
         The points that have a vector, with the index, the columns and the geometry they came
-        with, after the columns ``band_0`` ... ``band_{d-1}`` (float32). ``attrs`` carry
+        with, after the columns ``band_0`` ... ``band_{d-1}`` (float32) and, of several times,
+        ``time`` (datetime64). ``attrs`` carry
         ``nec_basis`` and ``nec_model``, so a head fitted on the table knows its basis. Points
         outside the grid or on missing tokens are left out, and their number is logged.
 
@@ -176,7 +178,30 @@ def sample(
     """
     import pandas as pd
 
-    array = without_time(_array(source, variable))
+    array = _array(source, variable)
+    if array.sizes.get("time", 1) == 1:
+        return _sample(without_time(array), points)
+    if "time" in points.columns:
+        raise HeadError("the points already have a column 'time'", "rename it")
+    tables = []
+    for time, part in zip(array["time"].values, array, strict=True):
+        table = _sample(part, points, some=False)
+        table.insert(array.sizes["band"], "time", time)
+        tables.append(table)
+    result = pd.concat(tables)
+    if result.empty:
+        raise HeadError(
+            f"no point lies on a token of {_name(array)} at any time",
+            "choose points on the valid area of the scenes",
+        )
+    result.attrs = tables[0].attrs
+    return result
+
+
+def _sample(array: xr.DataArray, points: Any, *, some: bool = True) -> "pd.DataFrame":
+    """Take the vectors under points at one time; with `some`, at least one."""
+    import pandas as pd
+
     lattice = Lattice.of(array)
     if lattice.crs is None:
         raise HeadError(f"{_name(array)} has no CRS", "write it: array.rio.write_crs(...)")
@@ -195,7 +220,7 @@ def sample(
     vectors = array.isel(pick).transpose("point", "band").values
     present = ~np.isnan(vectors).any(axis=1)
     _log_losses(len(points), inside.size, int(present.sum()))
-    if not present.any():
+    if some and not present.any():
         raise HeadError(
             f"all {inside.size} points inside {_name(array)} lie on missing tokens",
             "choose points on the valid area of the scene",

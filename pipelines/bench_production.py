@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from production_bench.figure import draw
-from production_bench.kills import kill_producer, kill_worker
+from production_bench.kills import kill_producer, kill_series, kill_worker
 from production_bench.memory import bench_memory
 from production_bench.ranges import bench_ranges
 from production_bench.scenes import TILE, real_numbers, write_small, write_tiled
+from production_bench.thousand import bench_thousand, write_days
 from production_bench.throughput import bench_throughput
 
 import nec
 
-PARTS = ("kill", "kill_worker", "throughput", "memory", "http")
+PARTS = ("kill", "kill_worker", "kill_series", "throughput", "memory", "http", "thousand")
 PACKAGES = ("nec", "numpy", "torch", "zarr", "dask", "distributed")
 
 
@@ -41,6 +42,7 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=8, help="small scenes to be killed over")
     parser.add_argument("--size", type=int, default=TILE, help="edge of the large scene, pixels")
     parser.add_argument("--middle", type=int, default=1024, help="edge of the timed scene, pixels")
+    parser.add_argument("--thousand", type=int, default=1000, help="small scenes, 5 %% broken")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     args = parser.parse_args()
     logging.getLogger("nec").setLevel(logging.ERROR)
@@ -58,6 +60,11 @@ def main() -> None:
                 write_tiled(path, numbers, (edge, edge), corner=(409600.0, 6000640.0))
             return path
 
+        def days() -> Path:
+            if not (work / "few_days").exists():
+                write_days(work / "few_days", numbers, args.scenes)
+            return work / "few_days"
+
         def sealed(edge: int) -> Path:
             store = work / f"tiled{edge}.zarr"
             if not (store / "nec" / "manifest.json").exists():
@@ -68,8 +75,10 @@ def main() -> None:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kill": lambda: kill_producer(small, work, kills=args.kills),
             "kill_worker": lambda: kill_worker(small, work, kills=args.kills),
+            "kill_series": lambda: kill_series(days(), work, kills=args.kills),
             "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
             "memory": lambda: bench_memory(tiled(args.size), small, work),
+            "thousand": lambda: bench_thousand(numbers, work, count=args.thousand),
             "http": lambda: bench_ranges(sealed(args.middle), work, repeats=args.repeats),
         }
         path = args.out.with_suffix(".json")

@@ -12,7 +12,7 @@ import nec
 from nec.errors import StoreError
 
 GOLDEN = Path(__file__).parent / "golden" / "v1"
-STORES = ("plain", "guarded", "tiny")
+STORES = ("plain", "guarded", "tiny", "series")
 
 
 @pytest.mark.parametrize("name", STORES)
@@ -28,6 +28,15 @@ def test_golden_stores_decode_to_the_same_bits(name: str) -> None:
                 assert np.array_equal(np.isnan(decoded), missing)
                 bits = decoded[~missing].view(np.uint32)
                 assert np.array_equal(bits, expected[array][~missing].view(np.uint32))
+
+
+def test_the_golden_series_holds_its_times_and_scenes() -> None:
+    dataset = nec.open(GOLDEN / "series.zarr")
+    days = ["2020-05-01", "2020-06-03", "2021-01-03"]
+    assert dataset["time"].dt.strftime("%F").values.tolist() == days
+    assert dataset["embedding"].dims == ("time", "band", "y", "x")
+    assert dataset["embedding"].isel(time=1, x=slice(32, 64)).isnull().all()
+    assert dataset.nec.scenes["name"].tolist() == ["scene0", "scene1", "scene2"]
 
 
 def test_the_guarded_store_uses_what_a_guarantee_needs() -> None:

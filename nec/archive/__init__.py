@@ -7,12 +7,14 @@ from nec.archive.publication import Publication, publish
 from nec.archive.reader import open_store, read_basis
 from nec.archive.receipts import Receipt
 from nec.archive.seal import seal
+from nec.archive.series import Contributor, TimeStep
 from nec.archive.state import discard, is_of_earlier_source, is_sealed
 from nec.archive.verification import Problem, Report, verify
 from nec.archive.writer import StoreWriter
 
 __all__ = [
     "ArrayLayout",
+    "Contributor",
     "Coordinate",
     "Layout",
     "Problem",
@@ -21,6 +23,7 @@ __all__ = [
     "Report",
     "StoreWriter",
     "Task",
+    "TimeStep",
     "TokenGrid",
     "Traffic",
     "discard",

@@ -71,7 +71,7 @@ def create(
         for array in layout.arrays():
             _array(root, array, codecs[array.name], array_attributes(array, layout, attributes))
         for coordinate in layout.coordinates:
-            _coordinate(root, coordinate)
+            write_coordinate(root, coordinate)
         if layout.grid is not None:
             # Always 0, which is the fill value: the metadata are all there is of it.
             attrs = grid_mapping_attributes(layout.grid)
@@ -79,7 +79,7 @@ def create(
         own = root.create_group("nec")
         if basis is not None:
             values = np.ascontiguousarray(basis, dtype=np.float32)
-            _coordinate(own, Coordinate("basis", ("component", "feature"), values))
+            write_coordinate(own, Coordinate("basis", ("component", "feature"), values))
         vectors = root.create_group(VECTORS)
         for array in layout.arrays():
             _vector(vectors.create_group(array.name), codecs[array.name])
@@ -122,7 +122,8 @@ def _array(
     )
 
 
-def _coordinate(group: zarr.Group, coordinate: Coordinate) -> None:
+def write_coordinate(group: zarr.Group, coordinate: Coordinate) -> None:
+    """Write a coordinate to a group, chunks of nothing but the fill value too."""
     values = coordinate.values
     dtype: Any = values.dtype
     serializer: Any = BytesCodec(endian="little")
@@ -135,7 +136,7 @@ def _coordinate(group: zarr.Group, coordinate: Coordinate) -> None:
     array = group.create_array(
         coordinate.name,
         shape=values.shape,
-        chunks=tuple(max(size, 1) for size in values.shape),
+        chunks=tuple(coordinate.chunk or max(size, 1) for size in values.shape),
         dtype=dtype,
         serializer=serializer,
         compressors=(compressor, Crc32cCodec()),

@@ -1,5 +1,6 @@
 """The grid of tokens that the pixels of a scene fall into, and the tasks that fill it."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -25,21 +26,35 @@ class Task:
     ----------
     row, column : int
         Index of the shard; for image collections `row` counts shards of samples, `column` is 0.
+    time : int
+        Index along `time`; 0 where there is none.
     """
 
     row: int
     column: int = 0
+    time: int = 0
 
     @property
     def name(self) -> str:
-        """The task's name in receipts and messages, as ``row.column``."""
+        """The task's name in receipts and messages: ``row.column``, then ``.time`` but for 0."""
+        return self.place + (f".{self.time}" if self.time else "")
+
+    @property
+    def place(self) -> str:
+        """Where the shard lies, whatever its time, as ``row.column``."""
         return f"{self.row}.{self.column}"
 
     @classmethod
     def from_name(cls, name: str) -> "Task":
         """Read a task from its name; ValueError for anything else."""
-        row, column = name.split(".")
-        return cls(int(row), int(column))
+        row, column, *time = name.split(".")
+        if len(time) > 1:
+            raise ValueError(name)
+        return cls(int(row), int(column), *map(int, time))
+
+
+def _short_hash(text: str) -> str:
+    return "CRS" + hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _cf_units(units: str) -> str:
@@ -89,7 +104,14 @@ class TokenGrid:
 
     @classmethod
     def around(
-        cls, geobox: "GeoBox", *, patch: int, chunk: int = 128, shard: int = 256, cell: int = 16
+        cls,
+        geobox: "GeoBox",
+        *,
+        patch: int,
+        chunk: int = 128,
+        shard: int = 256,
+        cell: int = 16,
+        whole: bool = False,
     ) -> "TokenGrid":
         """Lay the grid around a scene, in the scene's own pixel phase; nothing is resampled.
 
@@ -103,6 +125,9 @@ class TokenGrid:
             The scene's pixels: shape, transform and CRS, north-up.
         patch, chunk, shard, cell : int
             See the attributes.
+        whole : bool, default: False
+            Snap the lower right corner to a whole shard too, so that scenes whose edges differ
+            by less have one grid.
 
         Raises
         ------
@@ -122,12 +147,13 @@ class TokenGrid:
         span = patch * shard
         row = math.floor(f / e + _PHASE_CUT) % span
         column = math.floor(c / a + _PHASE_CUT) % span
-        edge = patch * cell
+        unit = shard if whole else cell
+        edge = patch * unit
         return cls(
             crs_wkt=geobox.crs.to_wkt(),
             pixel=(float(a), float(-e)),
             origin=(float(c - column * a), float(f - row * e)),
-            shape=(-(-(row + rows) // edge) * cell, -(-(column + columns) // edge) * cell),
+            shape=(-(-(row + rows) // edge) * unit, -(-(column + columns) // edge) * unit),
             patch=patch,
             chunk=chunk,
             shard=shard,
@@ -137,6 +163,22 @@ class TokenGrid:
             units="degree" if geobox.crs.geographic else _cf_units(str(geobox.crs.units[0])),
             epsg=geobox.crs.epsg,
         )
+
+    @property
+    def name(self) -> str:
+        """Name of the grid, fit for a file: CRS, size of a pixel, upper left corner, shards.
+
+        Two grids have one name where they are the same to a thousandth of a pixel.
+        """
+        crs = f"EPSG{self.epsg}" if self.epsg is not None else _short_hash(self.crs_wkt)
+        edge, corner = self.pixel[0], self.origin
+        # Cut off the usual phases, as above: rounding errors never change the name.
+        left, top = (
+            math.floor(c / e * 1000 + _PHASE_CUT) * e / 1000
+            for c, e in zip(corner, self.pixel, strict=True)
+        )
+        rows, columns = (-(-size // self.shard) for size in self.shape)
+        return f"{crs}_{edge:.9g}_{left:.12g}_{top:.12g}_{columns}x{rows}"
 
     @property
     def geographic(self) -> bool:

@@ -11,7 +11,16 @@ from nec.archive.grid import Task, TokenGrid
 from nec.errors import StoreError
 
 # Which index of a task counts along a dimension; every other dimension is whole in an object.
-_ALONG = {"y": "row", "cell_y": "row", "sample": "row", "x": "column", "cell_x": "column"}
+_ALONG = {
+    "time": "time",
+    "y": "row",
+    "cell_y": "row",
+    "sample": "row",
+    "x": "column",
+    "cell_x": "column",
+}
+# Times in a chunk of the coordinate of a series: it stays as it is while times are appended.
+TIMES = 1024
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,30 @@ class ArrayLayout:
         return tuple(getattr(task, _ALONG[d]) if d in split else 0 for d in self.dims)
 
     def tasks(self) -> list[Task]:
-        """List the tasks that fill this array, row by row."""
+        """List the tasks that fill this array, time by time, row by row."""
         size = dict(zip(self.dims, self.objects, strict=True))
         if "sample" in size:
             return [Task(row) for row in range(size["sample"])]
         rows = size.get("y", size.get("cell_y", 1))
         columns = size.get("x", size.get("cell_x", 1))
-        return [Task(row, column) for row in range(rows) for column in range(columns)]
+        return [
+            Task(row, column, time)
+            for time in range(size.get("time", 1))
+            for row in range(rows)
+            for column in range(columns)
+        ]
+
+    def task(self, key: str) -> Task | None:
+        """Return the task whose object has a key; None of any other key."""
+        name, _, index = key.partition("/c/")
+        at = index.split("/")
+        if name != self.name or len(at) != len(self.dims) or not all(map(str.isdecimal, at)):
+            return None
+        split = {"sample"} if "sample" in self.dims else set(_ALONG)
+        where = {_ALONG[d]: int(i) for d, i in zip(self.dims, at, strict=True) if d in split}
+        task = Task(where.get("row", 0), where.get("column", 0), where.get("time", 0))
+        inside = all(int(i) < n for i, n in zip(at, self.objects, strict=True))
+        return task if inside and self.key(task) == key else None
 
     def key(self, task: Task) -> str:
         """Key of a task's object in the store."""
@@ -102,7 +128,7 @@ class ArrayLayout:
 
 @dataclass(frozen=True, eq=False)
 class Coordinate:
-    """A coordinate array, stored whole.
+    """A coordinate array.
 
     Attributes
     ----------
@@ -114,12 +140,15 @@ class Coordinate:
         Numbers or strings.
     attributes : dict
         CF attributes.
+    chunk : int, optional
+        Length of a chunk, of a coordinate that may grow; the whole by default.
     """
 
     name: str
     dims: tuple[str, ...]
     values: NDArray[Any]
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    chunk: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +172,13 @@ class Layout:
 
     @classmethod
     def of_scene(
-        cls, grid: TokenGrid, *, bands: int, time: np.datetime64 | None = None
+        cls,
+        grid: TokenGrid,
+        *,
+        bands: int,
+        time: np.datetime64 | NDArray[np.datetime64] | None = None,
     ) -> "Layout":
-        """Lay out the store of a scene.
+        """Lay out the store of a scene, or of a series of scenes of one grid.
 
         Parameters
         ----------
@@ -153,14 +186,16 @@ class Layout:
             Its tokens.
         bands : int
             Components kept of each vector.
-        time : numpy.datetime64, optional
-            Acquisition; adds a leading dimension `time` of length 1. None for an undated scene.
+        time : numpy.datetime64 or array of them, optional
+            Acquisition; adds a leading dimension `time` of length 1. An array, ascending: the
+            times of a series, to which more may be appended. None for an undated scene.
         """
         lead, one = (("time",), (1,)) if time is not None else ((), ())
+        times = () if time is None else (np.size(time),)
         embedding = ArrayLayout(
             "embedding",
             (*lead, "band", "y", "x"),
-            (*one, bands, *grid.shape),
+            (*times, bands, *grid.shape),
             (*one, bands, grid.chunk, grid.chunk),
             (*one, bands, grid.shard, grid.shard),
         )
@@ -168,7 +203,7 @@ class Layout:
         scene_embedding = ArrayLayout(
             "scene_embedding",
             (*lead, "band", "cell_y", "cell_x"),
-            (*one, bands, *(size // grid.cell for size in grid.shape)),
+            (*times, bands, *(size // grid.cell for size in grid.shape)),
             (*one, bands, cells, cells),
         )
         axes = [
@@ -178,7 +213,7 @@ class Layout:
             _axis(grid, "cell_x", grid.cell_x()),
         ]
         if time is not None:
-            axes.insert(0, _time(time))
+            axes.insert(0, time_coordinate(time))
         return cls(embedding, scene_embedding, (*axes, _bands(bands)), grid)
 
     @classmethod
@@ -250,8 +285,9 @@ def _bands(count: int) -> Coordinate:
     return Coordinate("band", ("band",), np.arange(count, dtype=np.int16), attributes)
 
 
-def _time(time: np.datetime64) -> Coordinate:
-    seconds = np.array([time]).astype("datetime64[s]").astype(np.int64)
+def time_coordinate(time: np.datetime64 | NDArray[np.datetime64]) -> Coordinate:
+    """Make the coordinate `time`: of one scene, or of a series, to which more may be appended."""
+    seconds = np.atleast_1d(np.asarray(time)).astype("datetime64[s]").astype(np.int64)
     attributes = {
         "standard_name": "time",
         "long_name": "time of acquisition",
@@ -259,7 +295,7 @@ def _time(time: np.datetime64) -> Coordinate:
         "units": "seconds since 1970-01-01T00:00:00",
         "calendar": "proleptic_gregorian",
     }
-    return Coordinate("time", ("time",), seconds, attributes)
+    return Coordinate("time", ("time",), seconds, attributes, TIMES if np.ndim(time) else None)
 
 
 def _axis(grid: TokenGrid, name: str, values: NDArray[np.float64]) -> Coordinate:

@@ -42,6 +42,16 @@ _DRAFT = "version 0 was a draft that nothing reads any more: encode the source a
 _OTHER = "install a release of nec that reads version {!r}: pip install --upgrade nec"
 # The project's own fields of the root that a digest of the root cannot cover.
 _OUTSIDE_DIGEST = ("digest", "seal")
+# Fields of the root that a run adds when it ends; what comes in afterwards takes them away.
+MEASURED = (
+    "bytes_per_vector",
+    "cosine",
+    "masked_fraction",
+    "payload_bytes",
+    "seam",
+    "tasks",
+    "vectors",
+)
 
 
 def canonical(document: Mapping[str, Any]) -> bytes:

@@ -23,6 +23,7 @@ from nec.archive.manifest import KEY, Manifest, check_seal, read_part
 from nec.archive.metadata import canonical, parse_root
 from nec.archive.receipts import Receipt, StoredObject, receipt_key
 from nec.archive.seal import filled_arrays
+from nec.archive.series import TimeStep, step_key, times_of
 from nec.archive.shard import damage
 from nec.errors import MissingLibraryError, StoreError
 
@@ -83,7 +84,7 @@ class CheckedStore(WrapperStore[Store]):
         self.name = name
         self.traffic = traffic or Traffic()
         self.arrays = stored_arrays(root)
-        self._tasks = {a.key(task): task for a in filled_arrays(root) for task in a.tasks()}
+        self._filled = {array.name: array for array in filled_arrays(root)}
         self._parts: dict[str, dict[str, StoredObject]] = {}
         self._kept: OrderedDict[str, bytes] = OrderedDict()
         self._locks: dict[str, asyncio.Lock] = {}
@@ -186,12 +187,27 @@ class CheckedStore(WrapperStore[Store]):
                     data = await self._fetch(part.key)
                     self._parts[part.key] = read_part(data, part, self.name)
             return self._parts[part.key].get(key)
-        task: Task | None = self._tasks.get(key)
+        array = self._filled.get(key.partition("/c/")[0])
+        task: Task | None = None if array is None else array.task(key)
         data = await self._fetch(receipt_key(task)) if task is not None else None
         if data is None or task is None:
             return None
         receipt = Receipt.from_bytes(data, f"{receipt_key(task)} of {self.name}")
         return receipt.objects.get(key)
+
+    async def steps(self) -> list[TimeStep]:
+        """Fetch which scenes each time of a series holds, checked; see `read_steps`."""
+        return list(await asyncio.gather(*map(self._step, range(times_of(self.root)))))
+
+    async def _step(self, index: int) -> TimeStep:
+        key = step_key(index)
+        data = await self._fetch(key)
+        if self.sealed:
+            expected = await self.expected(key)
+            found = None if data is None else StoredObject.of(data)
+            if found != expected:
+                raise StoreError(f"{key} of {self.name} is not what was sealed", REMEDY)
+        return TimeStep(index, "") if data is None else TimeStep.from_bytes(data, index, key)
 
     async def _fetch(self, key: str, byte_range: ByteRequest | None = None) -> bytes | None:
         return await _fetch(self._store, key, self.traffic, byte_range)

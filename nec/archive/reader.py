@@ -8,8 +8,10 @@ import numpy as np
 import xarray as xr
 import zarr
 from numpy.typing import NDArray
+from zarr.core.sync import sync
 
 from nec.archive.objects import checked_store
+from nec.archive.series import TimeStep, is_series
 from nec.errors import ChunkError, StoreError
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,34 @@ def open_store(
         dataset = subset(checked, dataset, bands=bands, overview=overview)
     dataset.encoding |= {"source": str(store), "traffic": checked.traffic}
     return dataset
+
+
+def read_steps(
+    store: str | Path, *, storage_options: dict[str, Any] | None = None
+) -> list[TimeStep]:
+    """Read which scenes the times of a series hold, a request a time.
+
+    Parameters
+    ----------
+    store : str or Path
+        A folder, or a URL that fsspec reads.
+    storage_options : dict, optional
+        For fsspec.
+
+    Returns
+    -------
+    list of TimeStep
+        In order of time; a time whose scenes are not known yet holds none.
+
+    Raises
+    ------
+    StoreError
+        There is no store, it is no series, or what it says of its scenes is damaged.
+    """
+    checked = checked_store(store, storage_options=storage_options)
+    if not is_series(checked.root):
+        raise StoreError(f"{store} is no series", "its metadata (ds.nec.info) name its sources")
+    return sync(checked.steps())
 
 
 def read_basis(

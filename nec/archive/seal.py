@@ -13,7 +13,9 @@ from nec.archive.manifest import FOLDER, KEY, check_seal, seal_of, write_manifes
 from nec.archive.metadata import canonical, root_digest
 from nec.archive.receipts import FOLDER as RECEIPTS
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
-from nec.archive.temporaries import put, tidy
+from nec.archive.series import FOLDER as SCENES
+from nec.archive.series import Fingerprints, is_step_key, settle
+from nec.archive.temporaries import locked, put, tidy
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -33,10 +35,12 @@ def store_keys(path: Path) -> set[str]:
 
 
 def is_fixed(key: str, root: dict[str, Any]) -> bool:
-    """Whether a key is metadata, a coordinate or in the subgroup: written once at the start."""
+    """Whether a key is metadata, a coordinate, a time's scenes or in the subgroup: no task's."""
     folder, _, name = key.rpartition("/")
     if name == "zarr.json":
         return not folder or folder in root["consolidated_metadata"]["metadata"]
+    if folder == SCENES:
+        return is_step_key(key, root)
     match = _CHUNK_KEY.fullmatch(key)
     filled = {array.name for array in filled_arrays(root)}
     return match is not None and match["array"] in set(stored_arrays(root)) - filled
@@ -69,6 +73,12 @@ def seal(store: str | Path, *, allow_failed: bool = False) -> None:
         Tasks are pending or failed, an object is damaged, or a file does not belong there.
     """
     path = Path(store)
+    read_root(path)
+    with locked(path):
+        _seal(path, allow_failed=allow_failed)
+
+
+def _seal(path: Path, *, allow_failed: bool) -> None:
     root = read_root(path)
     if "seal" in root["attributes"]["nec"]:
         check_seal(_read(path / KEY), root, str(path))
@@ -76,9 +86,11 @@ def seal(store: str | Path, *, allow_failed: bool = False) -> None:
         logger.info("%s is sealed already", path)
         return
     tidy(path)
+    settle(path, root)
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     (path / KEY).unlink(missing_ok=True)
-    receipts = [_settled(path, task, root, allow_failed=allow_failed) for task in _tasks(root)]
+    vouched = Fingerprints(path, root)
+    receipts = [_settled(path, task, vouched, allow_failed=allow_failed) for task in _tasks(root)]
     objects = {key: stored for receipt in receipts for key, stored in receipt.objects.items()}
     ours = {receipt.key for receipt in receipts}
     for key in sorted(store_keys(path) - objects.keys() - ours):
@@ -101,10 +113,9 @@ def _tasks(root: dict[str, Any]) -> list[Task]:
     return filled_arrays(root)[0].tasks()
 
 
-def _settled(path: Path, task: Task, root: dict[str, Any], *, allow_failed: bool) -> Receipt:
+def _settled(path: Path, task: Task, vouched: Fingerprints, *, allow_failed: bool) -> Receipt:
     receipt = load_receipt(path, task)
-    fingerprint = root["attributes"]["nec"]["fingerprint"]
-    if receipt is None or receipt.fingerprint != fingerprint:
+    if receipt is None or receipt.fingerprint != vouched.of(task):
         raise StoreError(f"task {task.name} of {path} is not done", "resume the run, then seal")
     if receipt.status == "failed" and not allow_failed:
         msg = f"task {task.name} of {path} failed ({receipt.reason})"

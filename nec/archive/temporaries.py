@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nec.errors import StoreError
+
 SUFFIX = ".partial"
 # A folder is made an instant before it is locked: younger ones are left alone, seconds.
 _YOUNG = 10
@@ -58,6 +60,22 @@ def building(path: Path) -> Iterator[Path]:
     finally:
         os.close(descriptor)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(store: Path, *, shared: bool = False) -> Iterator[None]:
+    """Hold the lock of a store: alone to change its metadata, shared to commit a task."""
+    import fcntl
+
+    try:
+        descriptor = os.open(store, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise StoreError(f"no store at {store}", "it was removed: run again") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def tidy(store: Path) -> None:

@@ -3,25 +3,47 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nec.archive.creation import create, read_root, serializer_of, stored_arrays
+from nec.archive.creation import create, serializer_of, stored_arrays
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout, Layout
 from nec.archive.metadata import canonical, merge, stamp_root
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
+from nec.archive.series import (
+    Fingerprints,
+    TimeStep,
+    append,
+    is_series,
+    load_step,
+    settle,
+    unmeasured,
+    unsealed,
+)
 from nec.archive.shard import decode_object, encode_object
-from nec.archive.temporaries import put, tidy
+from nec.archive.temporaries import locked, put, tidy
 from nec.codec import NecCodec
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
 _RESERVED = ("format_version", "fingerprint", "digest", "seal")
+
+
+class _Own:
+    """Fingerprints of the tasks of one time, as this run has it."""
+
+    def __init__(self, step: TimeStep, run: str) -> None:
+        self._step = step
+        self._run = run
+
+    def of(self, task: Task) -> str:
+        return self._step.fingerprint(task, self._run)
 
 
 class StoreWriter:
@@ -38,10 +60,12 @@ class StoreWriter:
         *,
         codecs: Mapping[str, NecCodec],
         fingerprint: str,
+        step: TimeStep | None = None,
     ) -> None:
         self.path = path
         self.layout = layout
         self.fingerprint = fingerprint
+        self.step = step
         self._codecs = dict(codecs)
 
     @classmethod
@@ -102,6 +126,86 @@ class StoreWriter:
             logger.info("resuming %s", path)
         return writer
 
+    @classmethod
+    def of_series(
+        cls,
+        path: str | Path,
+        layout: Layout,
+        *,
+        days: NDArray[np.datetime64],
+        **options: Any,
+    ) -> tuple["StoreWriter", dict[np.datetime64, int]]:
+        """Open a series for writing: a new one, or an unsealed one that days are appended to.
+
+        Parameters
+        ----------
+        path : str or Path
+            See `create_or_resume`.
+        layout : Layout
+            Of the series at `days`, see `Layout.of_scene`.
+        days : ndarray of datetime64[D]
+            Ascending, those of the layout.
+        **options
+            Further ones of `create_or_resume`; `fingerprint` is that of everything but scenes.
+
+        Returns
+        -------
+        StoreWriter
+            To be bound to one time after the other, with `at`.
+        dict of numpy.datetime64 to int
+            Index of each day of the store; days before its last that it lacked are not among
+            them, see `append`.
+        """
+        writer = cls.create_or_resume(path, layout, **options)
+        index = append(writer.path, days)
+        writer.refresh()
+        return writer, index
+
+    def refresh(self) -> None:
+        """Take the number of times of a series from its store, others may have appended to."""
+        arrays = stored_arrays(self._root())
+        self.layout = replace(
+            self.layout,
+            embedding=arrays.get("embedding"),
+            scene_embedding=arrays.get("scene_embedding"),
+        )
+
+    def at(self, step: TimeStep) -> "StoreWriter":
+        """Return the writer of one time of a series alone."""
+        return StoreWriter(
+            self.path, self.layout, codecs=self._codecs, fingerprint=self.fingerprint, step=step
+        )
+
+    def hold(self, step: TimeStep, before: TimeStep | None) -> bool:
+        """Say which scenes a time holds; its tasks that see others than before are pending.
+
+        Parameters
+        ----------
+        step : TimeStep
+            As it shall be.
+        before : TimeStep or None
+            As it was found.
+
+        Returns
+        -------
+        bool
+            False where another producer has changed it since it was found; nothing is done.
+        """
+        with locked(self.path):
+            root = self._root()
+            if load_step(self.path, step.index) != before:
+                return False
+            if step != before:
+                if "tasks" in root["attributes"]["nec"]:
+                    put(self.path / "zarr.json", canonical(unmeasured(root)))
+                put(self.path / step.key, step.to_bytes())
+        return True
+
+    def tasks(self) -> list[Task]:
+        """List the tasks of this writer: of all times, or of the one that it is bound to."""
+        tasks = self.layout.tasks()
+        return tasks if self.step is None else [t for t in tasks if t.time == self.step.index]
+
     def _check_same_run(self) -> None:
         if not (self.path / "zarr.json").exists():
             msg = f"{self.path} is there and is not a nec store"
@@ -117,29 +221,37 @@ class StoreWriter:
         stored = stored_arrays(root)
         metadata = root["consolidated_metadata"]["metadata"]
         for array in self.layout.arrays():
-            same = stored.get(array.name) == array and canonical(
-                self._codecs[array.name].to_dict()
-            ) == canonical(serializer_of(array, metadata[array.name]))
+            there = stored.get(array.name)
+            if there is not None and is_series(root):
+                there = replace(there, shape=(array.shape[0], *there.shape[1:]))
+            same = there == array and canonical(self._codecs[array.name].to_dict()) == canonical(
+                serializer_of(array, metadata[array.name])
+            )
             if not same:
                 msg = f"{array.name} of {self.path} has another layout or coding than this run"
                 raise StoreError(msg, "choose another path, or remove the store")
 
     def _root(self) -> dict[str, Any]:
-        root = read_root(self.path)
-        if "seal" in root["attributes"]["nec"]:
-            raise StoreError(f"{self.path} is sealed: it never changes", "choose another path")
-        return root
+        return unsealed(self.path)
+
+    def _fingerprints(self, root: Mapping[str, Any] | None = None) -> "_Own | Fingerprints":
+        if self.step is not None:
+            return _Own(self.step, self.fingerprint)
+        return Fingerprints(self.path, self._root() if root is None else root)
 
     def receipts(self) -> dict[Task, Receipt]:
         """Receipts of this run, by task; damaged ones and those of other runs are left out."""
+        return self._receipts(self._fingerprints())
+
+    def _receipts(self, fingerprints: "_Own | Fingerprints") -> dict[Task, Receipt]:
         found: dict[Task, Receipt] = {}
-        for task in self.layout.tasks():
+        for task in self.tasks():
             try:
                 receipt = load_receipt(self.path, task)
             except StoreError as error:
                 logger.warning("%s; the task is done again", error.what)
                 continue
-            if receipt is not None and receipt.fingerprint == self.fingerprint:
+            if receipt is not None and receipt.fingerprint == fingerprints.of(task):
                 found[task] = receipt
         return found
 
@@ -147,7 +259,7 @@ class StoreWriter:
         """Tasks still to do: without a receipt, failed, or whose objects are not as receipted."""
         receipts = self.receipts()
         todo = []
-        for task in self.layout.tasks():
+        for task in self.tasks():
             receipt = receipts.get(task)
             if receipt is None or receipt.status == "failed":
                 todo.append(task)
@@ -226,7 +338,7 @@ class StoreWriter:
         receipt = Receipt(
             task,
             "written" if objects else "missing",
-            self.fingerprint,
+            self.fingerprint_of(task),
             {key: StoredObject.of(data) for key, data in objects.items()},
             figures=figures or {},
         )
@@ -247,17 +359,36 @@ class StoreWriter:
 
     def fail(self, task: Task, reason: str) -> Receipt:
         """Record that a task failed; it is pending again in the next run."""
-        receipt = Receipt(task, "failed", self.fingerprint, reason=reason)
+        receipt = Receipt(task, "failed", self.fingerprint_of(task), reason=reason)
         return self._commit(receipt, {})
 
+    def fingerprint_of(self, task: Task) -> str:
+        """Return what the receipt of a task has to name: of a series, the scenes that it sees."""
+        fingerprint = self._fingerprints().of(task)
+        if fingerprint is None:
+            msg = f"the scenes of task {task.name} of {self.path} are not known"
+            raise StoreError(msg, "say with `hold` which scenes its time holds")
+        return fingerprint
+
     def _commit(self, receipt: Receipt, objects: Mapping[str, bytes]) -> Receipt:
+        # Metadata, the scenes of a time and the seal change under the lock alone.
+        with locked(self.path, shared=True):
+            return self._put(receipt, objects)
+
+    def _put(self, receipt: Receipt, objects: Mapping[str, bytes]) -> Receipt:
         task = receipt.task
-        self._root()  # sealed or replaced under our hands: refuse
+        root = self._root()  # sealed or replaced under our hands: refuse
+        if Fingerprints(self.path, root).of(task) != receipt.fingerprint:
+            msg = f"another run changed the scenes of task {task.name} of {self.path}"
+            raise StoreError(msg, "run again: it does what is still to be done")
         try:
             before = load_receipt(self.path, task)
         except StoreError:
             before = None
-        if before is not None and before.fingerprint == self.fingerprint:
+        if before is not None and before.fingerprint != receipt.fingerprint:
+            # It vouches for what is about to go.
+            (self.path / before.key).unlink(missing_ok=True)
+        elif before is not None:
             intact = before.status != "failed" and not any(discrepancies(self.path, before))
             if intact and (receipt.status == "failed" or before.objects == receipt.objects):
                 return before  # another producer was there first
@@ -276,7 +407,10 @@ class StoreWriter:
 
     def summary(self) -> dict[str, Any]:
         """Count tasks by status, and the bytes of objects by array."""
-        receipts = self.receipts().values()
+        return self._summary(self.receipts())
+
+    def _summary(self, found: Mapping[Task, Receipt]) -> dict[str, Any]:
+        receipts = found.values()
         counts = Counter(receipt.status for receipt in receipts)
         sizes: Counter[str] = Counter({array.name: 0 for array in self.layout.arrays()})
         for receipt in receipts:
@@ -285,7 +419,7 @@ class StoreWriter:
         tasks = {status: counts[status] for status in ("written", "missing", "failed")}
         return {"tasks": tasks, "payload_bytes": dict(sizes)}
 
-    def finish(self, extra_attributes: Mapping[str, Any] | None = None) -> None:
+    def finish(self, extra_attributes: Mapping[str, Any] | None = None) -> bool:
         """Write what is known only now into the root's attributes, in one step.
 
         Counts of tasks and bytes (`summary`) go to the `nec` block by themselves.
@@ -294,10 +428,26 @@ class StoreWriter:
         ----------
         extra_attributes : mapping, optional
             Merged into the root attributes, nested mappings too.
+
+        Returns
+        -------
+        bool
+            False of a series that has more times now than this writer knows, or tasks without
+            a receipt: another producer is at work on it, who will finish it.
         """
-        extra = merge({"nec": self.summary()}, extra_attributes or {})
-        own = {key: value for key, value in extra["nec"].items() if key not in _RESERVED}
-        root = self._root()
-        attributes = merge(root["attributes"], {**extra, "nec": own})
-        put(self.path / "zarr.json", canonical(stamp_root({**root, "attributes": attributes})))
+        with locked(self.path):
+            root = self._root()
+            receipts = self._receipts(self._fingerprints(root))
+            if is_series(root):
+                settle(self.path, root)
+                now = {name: stored_arrays(root).get(name) for name in self._codecs}
+                if len(receipts) < len(self.tasks()) or now != {
+                    array.name: array for array in self.layout.arrays()
+                }:
+                    return False
+            extra = merge({"nec": self._summary(receipts)}, extra_attributes or {})
+            own = {key: value for key, value in extra["nec"].items() if key not in _RESERVED}
+            attributes = merge(root["attributes"], {**extra, "nec": own})
+            put(self.path / "zarr.json", canonical(stamp_root({**root, "attributes": attributes})))
         tidy(self.path)
+        return True

@@ -32,16 +32,42 @@ def encode(
         list[str],
         typer.Argument(
             help="A scene (one raster, its band files, or their folder), or a folder of images. "
-            "With --each: a folder of scenes, a list (.txt) or table (.csv) of their paths, or "
-            "scenes. The JSON of a STAC item is a scene, of an ItemCollection many."
+            "With --each or --series: a folder of scenes, a list (.txt) or table (.csv) of their "
+            "paths, or scenes. The JSON of a STAC item is a scene, of an ItemCollection many."
         ),
     ],
     store: Annotated[
-        Path, typer.Argument(help="Store to write, a new folder; with --each, a folder of stores.")
+        Path,
+        typer.Argument(
+            help="Store to write, a new folder; with --each or --series, a folder of stores."
+        ),
     ],
     each: Annotated[
         bool, typer.Option("--each", help="Every raster or folder is a scene, with its own store.")
     ] = False,
+    series: Annotated[
+        bool,
+        typer.Option(
+            "--series",
+            help="Scenes of one grid to one store, a time a day (UTC), named by the grid; later "
+            "runs append. Days come from --time, a table, file names or tags.",
+        ),
+    ] = False,
+    reuse: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --series: folder of unsealed series, whose shards of the same scenes are "
+            "taken over."
+        ),
+    ] = None,
+    area: Annotated[
+        tuple[float, float, float, float] | None,
+        typer.Option(
+            metavar="LEFT BOTTOM RIGHT TOP",
+            help="With --series: where the store lies, in units of the scenes' CRS, whatever the "
+            "size of each scene.",
+        ),
+    ] = None,
     model: Annotated[
         str,
         typer.Option(
@@ -60,7 +86,14 @@ def encode(
     scale: Annotated[float | None, typer.Option(help="reflectance = DN * scale + offset")] = None,
     offset: Annotated[float | None, typer.Option(help="see --scale")] = None,
     nodata: Annotated[float | None, typer.Option(help="Number that means missing.")] = None,
-    mask: Annotated[Path | None, typer.Option(help="Raster, nonzero where missing.")] = None,
+    mask: Annotated[
+        str | None,
+        typer.Option(help="Raster, nonzero where missing; or the name of a band (SCL)."),
+    ] = None,
+    mask_classes: Annotated[
+        str | None,
+        typer.Option(help="Classes of --mask that are missing; for Sentinel-2's SCL 0,1,3,8,9,10."),
+    ] = None,
     time: Annotated[str | None, typer.Option(help="Time of acquisition, ISO 8601.")] = None,
     crs: Annotated[str | None, typer.Option(help="CRS of a scene that has none.")] = None,
     gsd: Annotated[
@@ -87,17 +120,18 @@ def encode(
     ] = 2,
     log: Annotated[
         Path | None,
-        typer.Option(help="Log of JSON lines; with --each, encode.jsonl in the folder of stores."),
+        typer.Option(help="Log of JSON lines; of many scenes, encode.jsonl beside the stores."),
     ] = None,
     seal: Annotated[
-        bool, typer.Option("--seal", help="With --each: seal each store when it is complete.")
+        bool,
+        typer.Option("--seal", help="With --each or --series: seal each store when complete."),
     ] = False,
     catalog: Annotated[
         bool,
         typer.Option("--catalog", help="With --each: describe the stores by STAC (nec catalog)."),
     ] = False,
 ) -> None:
-    """Encode a scene, or a folder of images, to a compressed store; or many scenes, a store each.
+    """Encode a scene, or a folder of images, to a compressed store; or many scenes to many stores.
 
     With a compressor that `nec fit` wrote as --model, the source is a file of embeddings.
 
@@ -111,6 +145,8 @@ def encode(
     nec encode scenes.csv stores/ --each --scheduler tcp://10.0.0.1:8786
 
     nec encode items.json stores/ --each --seal --catalog
+
+    nec encode T33UUU/ series/ --series, and again when scenes of new days are there
     """
     from nec.encoders.tiling import Tiling
     from nec.production import Retries, encode_archive
@@ -129,6 +165,7 @@ def encode(
         "offset": offset,
         "nodata": nodata,
         "mask": mask,
+        "mask_classes": mask_classes,
         "time": time,
         "crs": crs,
         "gsd": gsd,
@@ -140,9 +177,16 @@ def encode(
         "log": log,
     }
     thing: Any = source[0] if len(source) == 1 else source
-    if each:
+    if each and series:
+        raise SceneError("--each and --series exclude each other", "give one of them")
+    for name, value in (("--reuse", reuse), ("--area", area)):
+        if value is not None and not series:
+            raise SceneError(f"{name} goes with --series", "leave it out")
+    if each or series:
         if model.endswith(".json") or rule is not None:
-            raise CompressorError("--each takes scenes, not embeddings", "encode them one by one")
+            raise CompressorError(
+                "--each and --series take scenes, not embeddings", "encode them one by one"
+            )
         with progress_bar("encoding") as progress:
             outcome = encode_archive(
                 thing,
@@ -150,15 +194,22 @@ def encode(
                 model=model,
                 sealing=seal,
                 catalog=catalog,
+                series=series,
+                reuse=reuse,
+                area=area,
                 progress=progress,
                 **options,
             )
         _tell_archive(outcome)
         return
     if seal:
-        raise SceneError("--seal goes with --each", "run nec seal on the finished store")
+        raise SceneError(
+            "--seal goes with --each or --series", "run nec seal on the finished store"
+        )
     if catalog:
-        raise SceneError("--catalog goes with --each", "run nec catalog build on the folder")
+        raise SceneError(
+            "--catalog goes with --each or --series", "run nec catalog build on the folder"
+        )
     used: Any = model
     if model.endswith(".json"):
         from nec.compressor import Compressor

@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -12,6 +12,9 @@ from rich.table import Table
 from nec.cli.terminal import Checkpoint, Store, app, console, progress_bar, with_checkpoint
 from nec.demo import size_text
 from nec.errors import CompressorError, StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @app.command()
@@ -97,7 +100,7 @@ def info(
         "rate": own.get("rate"),
         "bands": ", ".join(own.get("bands", [])),
         "sources": ", ".join(own.get("sources", [])),
-        "time": str(dataset.time.values[0]) if "time" in dataset.dims else None,
+        "time": _times(dataset),
         "CRS": dataset.spatial_ref.attrs.get("crs_wkt", "")[:60]
         if "spatial_ref" in dataset.coords
         else None,
@@ -111,6 +114,7 @@ def info(
         else None,
         "cosine": own.get("cosine"),
         "seam": own.get("seam"),
+        "masked fraction": _masked(own.get("masked_fraction")),
         "basis": own.get("basis"),
         "format version": own.get("format_version"),
         "sealed": "yes" if "seal" in own else "no",
@@ -122,6 +126,24 @@ def info(
     _print_shares(store)
     if quicklook is not None:
         console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
+
+
+def _times(dataset: "xr.Dataset") -> str | None:
+    """Say which times a store holds; none where it has no such dimension."""
+    if "time" not in dataset.dims:
+        return None
+    times = dataset["time"].values
+    if len(times) == 1:
+        return str(times[0])
+    first, last = (str(time)[:10] for time in (times[0], times[-1]))
+    return f"{len(times)} from {first} to {last}"
+
+
+def _masked(fraction: float | list[float | None] | None) -> str | None:
+    """Say which share of pixels is missing, of all times or of each."""
+    if not isinstance(fraction, list):
+        return None if fraction is None else f"{fraction:.1%}"
+    return ", ".join("-" if part is None else f"{part:.1%}" for part in fraction)
 
 
 def _print_shares(store: str) -> None:
@@ -146,14 +168,20 @@ def _print_shares(store: str) -> None:
 
 
 @app.command()
-def seal(store: Annotated[Path, typer.Argument(help="Finished store.")]) -> None:
+def seal(
+    store: Annotated[Path, typer.Argument(help="Finished store.")],
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Seal though shards failed: they read as missing."),
+    ] = False,
+) -> None:
     """Publish a store: write the manifest of every object; it never changes after.
 
     [bold]Example:[/bold] nec seal out.zarr
     """
     from nec.archive import seal as run
 
-    run(store)
+    run(store, allow_failed=allow_failed)
     console.print(f"[bold]{escape(str(store))}[/bold] is sealed")
 
 

@@ -17,7 +17,9 @@ from nec.production.filling import Filling, fill, write_path
 from nec.production.job import Job, job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
+from nec.production.placement import SeriesSettings
 from nec.production.scenes import SceneEntry, find_scenes
+from nec.production.series import DayFilling, Unopened, fillings
 from nec.production.task import Retries, full, is_full, passing, reason_of
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,14 @@ class ArchiveReport:
     folder : Path
         Of the stores.
     stores : dict of str to EncodeReport
-        By name of the scene; of scenes that could be opened and were not sealed before.
+        By name of the scene, or of the grid of a series; of those that could be opened and were
+        not sealed before.
     sealed : tuple of str
-        Scenes whose sealed store was there already.
+        Scenes that a sealed store held already.
     failures : dict of str to str
-        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``); of the
-        catalog, ``catalog``, or with the store that it leaves out (``name.zarr, catalog``).
+        Why, by name of the scene, or of the scene and its shard (``name, shard 0.1``), in a
+        series ``grid, day, shard 0.1``; of the catalog, ``catalog``, or with the store that it
+        leaves out (``name.zarr, catalog``).
     progress : Progress
         The last state: pixels, bytes and seconds of this run.
     """
@@ -68,10 +72,16 @@ def encode_archive(
     log: str | Path | None = None,
     sealing: bool = False,
     catalog: bool = False,
+    series: bool = False,
+    reuse: str | Path | None = None,
+    area: tuple[float, float, float, float] | None = None,
     progress: Callable[[Progress], None] | None = None,
     **options: Any,
 ) -> ArchiveReport:
     """Encode many scenes to a folder of stores; run again, it does exactly what is missing.
+
+    Either a store a scene; or, as `series`, a store a grid, with scenes along `time`, to which
+    later runs append.
 
     A scene that cannot be read, in whole or in part, is reported, and the others go on. A scene
     whose file has been replaced since a part of it failed is encoded anew; one that was complete
@@ -93,6 +103,16 @@ def encode_archive(
     catalog : bool
         Write the STAC collection of the folder at the end; see `nec.catalog.build`. What it cannot
         describe counts as a failure; the stores are there all the same.
+    series : bool
+        Scenes of one grid (one lattice of pixels, and the same whole shards of it) go to one
+        store, named by the grid, with a time a day (UTC). Of the scenes of a day, those later by
+        name lie on top. A scene without a time of acquisition is reported.
+    area : tuple of float, optional
+        Left, bottom, right, top in units of the scenes' CRS: the grid of a series is that of the
+        whole shards that the area touches, and scenes are cut there, whatever their own size.
+    reuse : path, optional
+        Folder of stores, not sealed, of an earlier run as series: what is there of the same
+        scenes and parameters is taken over, and not computed again.
     **options
         Further ones of `nec.encode`, the same for all scenes; those of a table come first.
 
@@ -113,62 +133,113 @@ def encode_archive(
     """
     if catalog:
         try:  # before the work
-            import nec.catalog
+            import nec.catalog  # noqa: F401
         except ModuleNotFoundError as error:
             raise (MissingLibraryError.of(error) or error) from error
     out = write_path(folder)
     scenes = find_scenes(source)
     retries = retries or Retries()
     model = model if isinstance(model, Model) else load_model(model)
-    stores: dict[str, EncodeReport] = {}
-    sealed: list[str] = []
-    failures: dict[str, str] = {}
+    settings = None
+    if series:
+        used = None if reuse is None else Path(reuse)
+        settings = SeriesSettings.of(
+            out, model, retries, options, sealing=sealing, reuse=used, area=area
+        )
     path = Path(log) if log is not None else out / "encode.jsonl"
     with Journal(len(scenes), progress=progress, log=path) as journal:
-
-        def finished(store: Filling, report: EncodeReport) -> None:
-            stores[store.name] = report
-            for task, reason in report.failures.items():
-                failures[f"{store.name}, shard {task}"] = reason
-            if sealing and not report.failed:
-                seal(report.store)
-            journal.settled(store.name, bad=bool(report.failed), **report.summary())
-
-        def opened() -> Iterator[Filling]:
-            for entry, found in _opened_ahead(scenes, out, model, retries, options):
-                match found:
-                    case Filling():
-                        yield found
-                    case str():
-                        failures[entry.name] = found
-                        journal.settled(entry.name, bad=True, opened=False, reason=found)
-                    case None:
-                        sealed.append(entry.name)
-                        journal.settled(entry.name, bad=False, opened=False, sealed=True)
-
+        run = _Run(journal, sealing=sealing)
         with running(scheduler, workers, retries) as engine:
             journal.start(engine, model=model.name)
-            fill(opened(), engine, journal, finished=finished)
+            opened = (
+                run.each(_opened_ahead(scenes, out, model, retries, options))
+                if settings is None
+                else run.series(scenes, settings)
+            )
+            fill(opened, engine, journal, finished=run.finished)
         last = journal.progress
         journal.write(
             "end",
             scenes=len(scenes),
-            stores=len(stores) + len(sealed),
+            stores=len(run.stores) + len(run.sealed),
             failed=last.scenes_failed,
-            failures=failures,
+            failures=run.failures,
             pixels=last.pixels,
             bytes_in=last.bytes_in,
             bytes_out=last.bytes_out,
             seconds=round(last.seconds, 3),
         )
-    if catalog and (stores or sealed):
-        try:
-            left_out = nec.catalog.build(out, model=model).left_out
-        except CatalogError as error:
-            failures["catalog"] = str(error)
+    if catalog and (run.stores or run.sealed):
+        run.failures |= _undescribed(out, model)
+    return ArchiveReport(out, run.stores, tuple(run.sealed), run.failures, last)
+
+
+class _Run:
+    """What a run has come to so far, and what it tells its journal."""
+
+    def __init__(self, journal: Journal, *, sealing: bool) -> None:
+        self.journal, self.sealing = journal, sealing
+        self.stores: dict[str, EncodeReport] = {}
+        self.sealed: list[str] = []
+        self.failures: dict[str, str] = {}
+
+    def each(
+        self, opened: Iterator[tuple[SceneEntry, "Filling | str | None"]]
+    ) -> Iterator[Filling]:
+        """Yield the stores of single scenes; note those that there is nothing to do for."""
+        for entry, found in opened:
+            match found:
+                case Filling():
+                    yield found
+                case str():
+                    self.unopened(entry.name, found)
+                case None:
+                    self.unopened(entry.name, None)
+
+    def series(self, scenes: Sequence[SceneEntry], settings: SeriesSettings) -> Iterator[Filling]:
+        """Yield the days of series; note scenes that there is nothing to do for."""
+        for found in fillings(scenes, settings, self.stores.__setitem__):
+            match found:
+                case DayFilling():
+                    yield found
+                case Unopened(name, reason, counted):
+                    self.unopened(name, reason, counted=counted or reason is None)
+
+    def unopened(self, name: str, reason: str | None, *, counted: bool = True) -> None:
+        """Note a scene that was not opened: why, or None where a sealed store holds it."""
+        told = {"sealed": True} if reason is None else {"reason": reason}
+        if reason is None:
+            self.sealed.append(name)
         else:
-            failures |= {f"{name}, catalog": reason for name, reason in left_out.items()}
-    return ArchiveReport(out, stores, tuple(sealed), failures, last)
+            self.failures[name] = reason
+        if counted:
+            self.journal.settled(name, bad=reason is not None, opened=False, **told)
+
+    def finished(self, store: Filling, report: EncodeReport) -> None:
+        """Note a store, or a day of a series, whose tasks are done."""
+        for task, reason in report.failures.items():
+            self.failures[f"{store.name}, shard {task}"] = reason
+        more: dict[str, Any] = {}
+        if isinstance(store, DayFilling):
+            more["scenes"] = store.scenes
+        else:
+            self.stores[store.name] = report
+            if self.sealing and not report.failed:
+                seal(report.store)
+        self.journal.settled(store.name, bad=bool(report.failed), **more, **report.summary())
+        if isinstance(store, DayFilling):
+            store.series.settle()
+
+
+def _undescribed(folder: Path, model: Model) -> dict[str, str]:
+    """Write the catalog of a folder; return why what is not in it is not."""
+    from nec.catalog import build
+
+    try:
+        left_out = build(folder, model=model).left_out
+    except CatalogError as error:
+        return {"catalog": str(error)}
+    return {f"{name}, catalog": reason for name, reason in left_out.items()}
 
 
 @dataclass(frozen=True)

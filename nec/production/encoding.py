@@ -32,6 +32,7 @@ def encode(
     offset: float | None = None,
     nodata: float | None = None,
     mask: Any = None,
+    mask_classes: Any = None,
     time: Any = None,
     crs: Any = None,
     gsd: float | None = None,
@@ -60,7 +61,7 @@ def encode(
     rate : {"low", "medium", "high"}, float or path
         Bytes a vector where a number: the model's nearest rate. The file of a compressor (.json)
         that was fitted to the model's features.
-    bands, scale, offset, nodata, mask, time, crs
+    bands, scale, offset, nodata, mask, mask_classes, time, crs
         See `nec.scene.open_scene`.
     gsd : float, optional
         Ground sampling distance in metres, for images without a place (10 by default).
@@ -106,6 +107,7 @@ def encode(
         offset=offset,
         nodata=nodata,
         mask=mask,
+        mask_classes=mask_classes,
         time=time,
         crs=crs,
         gsd=gsd,

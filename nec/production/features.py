@@ -17,7 +17,7 @@ from nec.archive import Task, TokenGrid
 from nec.encoders.tiling import Tiling, embed_image, fill_missing, missing_tokens
 from nec.errors import SceneError
 from nec.model import Model
-from nec.scene import ImageCollection, Scene
+from nec.scene import ImageCollection, Mosaic, Scene
 
 CELL = 16  # tokens along the edge of a chip that `scene_embedding` pools
 
@@ -32,9 +32,10 @@ class Size:
 
 @dataclass(frozen=True)
 class Stopwatch:
-    """Seconds of wall clock by stage."""
+    """Seconds of wall clock by stage, and pixels that were seen: all, and masked ones."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    pixels: dict[str, int] = field(default_factory=dict)
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -71,11 +72,11 @@ class FeatureSource(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class SceneFeatures:
-    """A scene, embedded by overlapping chips.
+    """A scene, or scenes over each other, embedded by overlapping chips.
 
     Attributes
     ----------
-    scene : Scene
+    scene : Scene or Mosaic
         With the bands that the model takes.
     model : Model
     grid : TokenGrid
@@ -84,7 +85,7 @@ class SceneFeatures:
         The scene's files as they were when its digest was taken.
     """
 
-    scene: Scene
+    scene: Scene | Mosaic
     model: Model
     grid: TokenGrid
     tiling: Tiling
@@ -92,10 +93,9 @@ class SceneFeatures:
 
     def size(self, task: Task) -> Size:
         """See `FeatureSource.size`."""
-        window = zip(self.grid.pixel_window(task), self.grid.scene_shape, strict=True)
-        rows, columns = (max(min(w.stop, size) - max(w.start, 0), 0) for w, size in window)
+        pixels = self.scene.covered(*self.grid.pixel_window(task))
         per_pixel = sum(layer.source.dtype.itemsize for layer in self.scene.layers)
-        return Size(rows * columns, rows * columns * per_pixel)
+        return Size(pixels, pixels * per_pixel)
 
     def features(self, task: Task, watch: Stopwatch) -> NDArray[np.float32]:
         """See `FeatureSource.features`; SceneError where a file is no longer what it was."""
@@ -106,6 +106,11 @@ class SceneFeatures:
                     f"{self.scene.name} was changed while it was being read",
                     "run again when its files are complete",
                 )
+            margin, (height, width) = self.tiling.margin, image.shape[1:]
+            own = image[0, margin : height - margin, margin : width - margin]
+            covered = self.scene.covered(*self.grid.pixel_window(task))
+            seen = int(np.count_nonzero(~np.isnan(own)))
+            watch.pixels.update(pixels=covered, masked=covered - seen)
         with watch("embed"):
             return embed_image(
                 self.model.encoder,

@@ -40,38 +40,30 @@ class Filling:
     pending: list[Task] = field(init=False)
     resumed: int = field(init=False)
     left: int = field(init=False)
+    # Scenes that go as one.
+    count: int = field(default=1, init=False)
 
     def __post_init__(self) -> None:
         self.pending = self.writer.pending()
         self.left = len(self.pending)
-        self.resumed = len(self.job.layout.tasks()) - self.left
+        self.resumed = len(self.writer.tasks()) - self.left
 
     def announce(self, journal: Journal) -> None:
         """Tell the journal of the store."""
-        sizes = {task: self.job.source.size(task).pixels for task in self.job.layout.tasks()}
+        sizes = {task: self.job.source.size(task).pixels for task in self.writer.tasks()}
         journal.opened(
             self.name,
-            tasks=len(sizes),
+            tasks=self.resumed + self.left,
             done=self.resumed,
             pixels=sum(sizes.values()),
             pending=sum(sizes[task] for task in self.pending),
+            scenes=self.count,
         )
 
     def finish(self) -> EncodeReport:
         """Add up the receipts, and write what the store says of itself."""
         outcome = report(self.writer, self.writer.path, self.resumed)
-        own: dict[str, Any] = {
-            "cosine": {
-                "mean": outcome.cosine_mean,
-                "p01": outcome.cosine_p01,
-                "min": outcome.cosine_min,
-            },
-            "vectors": outcome.vectors,
-            "bytes_per_vector": sum(outcome.payload_bytes.values()) / max(outcome.vectors, 1),
-        }
-        if outcome.seam:
-            own["seam"] = outcome.seam
-        self.writer.finish({"nec": _without_nan(own)})
+        self.writer.finish({"nec": measured(outcome)})
         if outcome.vectors == 0 and not outcome.failed:
             log.warning("%s holds no valid vector: the source is all nodata", self.writer.path)
         return outcome
@@ -141,6 +133,24 @@ def write_path(path: str | Path) -> Path:
     if "://" in str(path):
         raise StoreError(f"{path} is not a local path", "write to a local folder and upload it")
     return Path(path)
+
+
+def measured(outcome: EncodeReport) -> dict[str, Any]:
+    """Return what a store says of itself when a run ends, in JSON types."""
+    own: dict[str, Any] = {
+        "cosine": {
+            "mean": outcome.cosine_mean,
+            "p01": outcome.cosine_p01,
+            "min": outcome.cosine_min,
+        },
+        "vectors": outcome.vectors,
+        "bytes_per_vector": sum(outcome.payload_bytes.values()) / max(outcome.vectors, 1),
+    }
+    if outcome.seam:
+        own["seam"] = outcome.seam
+    if outcome.masked_fraction is not None:
+        own["masked_fraction"] = outcome.masked_fraction
+    return dict(_without_nan(own))
 
 
 def _without_nan(value: Any) -> Any:

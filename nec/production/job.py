@@ -29,6 +29,9 @@ from nec.scene import ImageCollection, Scene, is_collection, open_scene
 
 log = logging.getLogger(__name__)
 
+#: Options of `nec.scene.open_scene`.
+SCENE_OPTIONS = ("bands", "scale", "offset", "nodata", "mask", "mask_classes", "time", "crs")
+
 INSTALL_HINT = "pip install nec, then xarray.open_zarr(store)"
 
 
@@ -102,8 +105,7 @@ def job_of(
     if isinstance(source, Scene):
         only("an open scene", "tiling")
         return scene_job(source, model, rate, tiling or model.tiling, min_cosine)
-    names = ("bands", "scale", "offset", "nodata", "mask", "time", "crs")
-    scene = open_scene(source, **only("a scene", *names, "tiling"))
+    scene = open_scene(source, **only("a scene", *SCENE_OPTIONS, "tiling"))
     return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
 
 
@@ -115,6 +117,14 @@ def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
     SceneError, ModelError
         If the scene has no band that the model takes, or chips do not fit cells.
     """
+    check_tiling(model, tiling)
+    scene = scene.select(usable_bands(scene.name, scene.bands, model))
+    grid = TokenGrid.around(scene.geobox, patch=model.encoder.patch_size, cell=CELL)
+    return SceneFeatures(scene, model, grid, tiling, scene.versions())
+
+
+def check_tiling(model: Model, tiling: Tiling) -> None:
+    """Check that chips fit cells and patches; ModelError where they do not."""
     patch = model.encoder.patch_size
     if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
@@ -122,9 +132,6 @@ def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
             f"{CELL * patch} and patches of {patch}",
             "choose a core that divides a cell and, like the halo, is a multiple of a patch",
         )
-    scene = scene.select(_usable_bands(scene.name, scene.bands, model))
-    grid = TokenGrid.around(scene.geobox, patch=patch, cell=CELL)
-    return SceneFeatures(scene, model, grid, tiling, scene.versions())
 
 
 def scene_job(
@@ -132,9 +139,10 @@ def scene_job(
 ) -> Job:
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
     compressor = model.compressor(rate).guarded(min_cosine)
+    scene = scene.select(usable_bands(scene.name, scene.bands, model))
     source = scene_source(scene, model, tiling)
-    scene, grid = source.scene, source.grid
-    attributes = _own_attributes(model, compressor, rate, scene.bands) | {
+    grid = source.grid
+    attributes = own_attributes(model, compressor, rate, scene.bands) | {
         "sources": list(scene.sources),
         "gsd": round(scene.gsd, 4),
         "scaling": asdict(scene.scaling),
@@ -169,8 +177,8 @@ def collection_job(
             f"images of {height} x {width} pixels do not fill patches of {patch}",
             "crop or pad them",
         )
-    bands = _usable_bands(collection.name, collection.bands, model)
-    attributes = _own_attributes(model, compressor, rate, bands) | {
+    bands = usable_bands(collection.name, collection.bands, model)
+    attributes = own_attributes(model, compressor, rate, bands) | {
         "sources": [collection.name],
         "gsd": collection.gsd,
         "scaling": asdict(collection.scaling),
@@ -248,7 +256,7 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
     )
 
 
-def _usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:
+def usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:
     """Return the bands that the model takes.
 
     Where it takes one of nir and nir08, they serve each other, nir08 first.
@@ -269,9 +277,10 @@ def _usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, .
     return chosen
 
 
-def _own_attributes(
+def own_attributes(
     model: Model, compressor: Compressor, rate: str | float, bands: Sequence[str]
 ) -> dict[str, Any]:
+    """Say what made a store's vectors, and from which bands, for its `nec` block."""
     takes = model.encoder.bands
     near_infrared = {"nir": "nir08", "nir08": "nir"}
     substituted = {near_infrared[b]: b for b in bands if b not in takes}

@@ -147,15 +147,17 @@ class Journal:
         if self._progress is not None:
             self._progress(self.progress)
 
-    def opened(self, scene: str, *, tasks: int, done: int, pixels: int, pending: int) -> None:
-        """Say that a scene is open: so many tasks, so many of them done by earlier runs."""
+    def opened(
+        self, scene: str, *, tasks: int, done: int, pixels: int, pending: int, scenes: int = 1
+    ) -> None:
+        """Say that a scene, or several as one, is open: its tasks, those of earlier runs too."""
         self.write("scene", scene=scene, tasks=tasks, done=done, pixels=pixels)
         self._add(
             tasks=tasks,
             tasks_done=done,
             pixels_known=pixels,
             pixels_pending=pending,
-            scenes_opened=1,
+            scenes_opened=scenes,
         )
 
     def did(self, scene: str, outcome: Outcome) -> None:
@@ -180,7 +182,16 @@ class Journal:
             bytes_out=outcome.bytes_out,
         )
 
-    def settled(self, scene: str, *, bad: bool, opened: bool = True, **details: Any) -> None:
-        """Say that a scene is at its end, well or not; `opened` is False where it never began."""
+    def settled(
+        self, scene: str, *, bad: bool, opened: bool = True, scenes: int = 1, **details: Any
+    ) -> None:
+        """Say that a scene is at its end, well or not; `opened` is False where it never began.
+
+        `scenes` is how many went as one.
+        """
         self.write("failure" if bad else "store", scene=scene, **details)
-        self._add(scenes_done=1, scenes_failed=int(bad), scenes_opened=0 if opened else 1)
+        self._add(
+            scenes_done=scenes,
+            scenes_failed=scenes if bad else 0,
+            scenes_opened=0 if opened else scenes,
+        )

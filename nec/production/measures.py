@@ -1,5 +1,6 @@
 """What a run measures of itself: fidelity, seams, sizes; kept in receipts, added up at the end."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nec.archive import StoreWriter
+from nec.archive import Receipt, StoreWriter
 from nec.codec.guarantee import cosines
 from nec.encoders.tiling import neighbour_cosines
 
@@ -35,6 +36,9 @@ class EncodeReport:
         of the chip where it is worst.
     failures : dict of str to str
         Reasons by task.
+    masked_fraction : float or None
+        Share of the scene's pixels that are missing: nodata, or masked. None where nothing
+        tells.
     """
 
     store: Path
@@ -49,6 +53,7 @@ class EncodeReport:
     cosine_min: float
     seam: dict[str, float]
     failures: dict[str, str] = field(default_factory=dict)
+    masked_fraction: float | None = None
 
     def summary(self) -> dict[str, Any]:
         """Return counts, bytes, the mean cosine and failures in JSON types, for the log."""
@@ -99,7 +104,7 @@ def task_figures(
 def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
     """Add up the receipts of a run, those of earlier, interrupted runs included."""
     receipts = writer.receipts()
-    figures = [r.figures for r in receipts.values() if r.figures]
+    figures = [r.figures for r in receipts.values() if "vectors" in r.figures]
     vectors = sum(int(f["vectors"]) for f in figures)
     seam = _seam([f["neighbours"] for f in figures if "neighbours" in f])
     summary = writer.summary()
@@ -118,7 +123,15 @@ def report(writer: StoreWriter, store: Path, resumed: int) -> EncodeReport:
         cosine_min=min((f["cosine_min"] for f in figures), default=np.nan),
         seam=seam,
         failures={t.name: r.reason for t, r in receipts.items() if r.status == "failed"},
+        masked_fraction=masked_fraction(receipts.values()),
     )
+
+
+def masked_fraction(receipts: Iterable[Receipt]) -> float | None:
+    """Share of the pixels of tasks that are missing, of 1e-4; None where nothing tells."""
+    told = [r.figures for r in receipts if "pixels" in r.figures]
+    pixels = sum(figures["pixels"] for figures in told)
+    return round(sum(figures["masked"] for figures in told) / pixels, 4) if pixels else None
 
 
 def _seam(neighbours: list[Any]) -> dict[str, float]:

@@ -21,6 +21,7 @@ _COLUMNS: dict[str, type] = {
     "time": str,
     "crs": str,
     "mask": str,
+    "mask_classes": str,
     "scale": float,
     "offset": float,
     "nodata": float,
@@ -55,9 +56,9 @@ def find_scenes(source: Any) -> list[SceneEntry]:
         A folder: every raster in it, and every folder in it that holds rasters (the files of one
         scene, as a .SAFE), is a scene; hidden entries do not count. A list (.txt): a path or URL
         a line, comments after #. A table (.csv, .tsv) with a column `path` and, where wanted,
-        `name`, time, crs, mask, scale, offset and nodata. The JSON of a STAC ItemCollection, Item,
-        Collection or Catalog, or the pystac object: every item. Or paths of scenes. Relative paths
-        in lists and tables start from their folder.
+        `name`, time, crs, mask, mask_classes, scale, offset and nodata. The JSON of a STAC
+        ItemCollection, Item, Collection or Catalog, or the pystac object: every item. Or paths of
+        scenes. Relative paths in lists and tables start from their folder.
 
     Returns
     -------
@@ -148,7 +149,10 @@ def _in_table(path: Path, text: str) -> list[SceneEntry]:
         except ValueError as error:
             raise SceneError(f"line {number} of {path}: {error}", "correct it") from error
         if "mask" in options:
-            options["mask"] = _from(path, options["mask"])
+            mask, beside = options["mask"], _from(path, options["mask"])
+            # A bare word that is no file names a band of the scene.
+            bare = not Path(mask).suffix and "/" not in mask and not Path(beside).exists()
+            options["mask"] = mask if bare else beside
         source = _from(path, row["path"])
         entries.append(SceneEntry(row.get("name") or Path(source).stem, source, options))
     return entries

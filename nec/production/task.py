@@ -135,7 +135,7 @@ def _encode(job: Job, writer: StoreWriter, task: Task, watch: Stopwatch) -> tupl
         embedding = rotate(features, job.compressor.basis)
         if np.isnan(embedding).any(-3).all():
             objects: dict[str, bytes] = {}
-            figures: dict[str, Any] | None = None
+            figures: dict[str, Any] = {}
         else:
             pooled = rotate(job.source.pooled(features), job.compressor.basis)
             objects = writer.encode(task, embedding, pooled)
@@ -143,7 +143,7 @@ def _encode(job: Job, writer: StoreWriter, task: Task, watch: Stopwatch) -> tupl
             decoded = writer.decode(task, objects).reshape(embedding.shape)
             figures = task_figures(features, embedding, decoded, job.tokens_per_chip)
     with watch("write"):
-        receipt = writer.commit(task, objects, figures=figures)
+        receipt = writer.commit(task, objects, figures=figures | watch.pixels)
     return receipt.status, sum(map(len, objects.values()))
 
 

@@ -34,6 +34,7 @@ def open_scene(
     offset: float | None = None,
     nodata: float | None = None,
     mask: Any = None,
+    mask_classes: Sequence[int] | str | None = None,
     time: Any = None,
     crs: Any = None,
 ) -> Scene:
@@ -60,7 +61,12 @@ def open_scene(
         and Landsat whose files say nothing are missing where all bands that are read are 0.
     mask : path, DataArray or ndarray, optional
         True or nonzero where pixels shall be missing. An array has the scene's shape,
-        north-up; a raster may be coarser by a whole factor.
+        north-up; a raster may be coarser by a whole factor. Or the name of a band of the
+        source, or a part of the name of one of its files between underscores: ``"SCL"``.
+    mask_classes : sequence of int, optional
+        Numbers of the mask where pixels shall be missing, and only there: of Sentinel-2's scene
+        classification (SCL) 0, 1, 3, 8, 9, 10 are no data, saturated, cloud shadow, cloud of
+        medium and high probability, and cirrus.
     time : str, datetime or datetime64, optional
         Acquisition; else from the file name or the array's ``time`` coordinate.
     crs : str, int or CRS, optional
@@ -89,7 +95,12 @@ def open_scene(
     sensor = recognise([hint for item in opened for hint in item.hints], own_names)
     layers = _choose(name, opened, sensor, bands, listed=listed)
     finest = finest_layer(layers)
-    masking = None if mask is None else _open_mask(mask, finest.source.geobox, crs)
+    masking, mask_index = None, 0
+    if mask is not None:
+        own = _mask_among(mask, opened)
+        masking, mask_index = own or (_open_mask(mask, finest.source.geobox, crs), 0)
+    elif mask_classes is not None:
+        raise SceneError("mask_classes= goes with a mask", "pass mask= too, or leave it out")
     check_grid(layers, masking)
 
     stated = {(layer.source.dtype, layer.source.scalings[layer.index]) for layer in layers}
@@ -114,6 +125,8 @@ def open_scene(
         layers=layers,
         nodata=nodata,
         mask=masking,
+        mask_index=mask_index,
+        mask_classes=_classes(mask_classes),
         fill=_fill(name, sensor, layers),
     )
     if dtype.kind == "f" and scale is None and tags == (1.0, 0.0):
@@ -265,6 +278,30 @@ def _look_up(
             return found[own].source, found[own].index
     has = ", ".join("/".join(item.names[index][:1]) or "unnamed" for item, index in everything)
     raise SceneError(f"band {own!r} is not in {name} (has {len(everything)}: {has})", "correct it")
+
+
+def _mask_among(mask: Any, opened: list[Source]) -> tuple[Source, int] | None:
+    """Find a mask that is a band of the scene itself, by name."""
+    if not isinstance(mask, str) or Path(mask).exists():
+        return None
+    for item in opened:
+        for index, names in enumerate(item.names):
+            if mask in names or (len(item.names) == 1 and mask in re.split("[_.]", item.label)):
+                return item, index
+    return None
+
+
+def _classes(given: Sequence[int] | str | None) -> tuple[int, ...] | None:
+    if given is None:
+        return None
+    try:
+        parts = re.split("[, ]+", given.strip()) if isinstance(given, str) else given
+        classes = tuple(sorted({int(part) for part in parts}))
+    except ValueError as error:
+        raise SceneError(f"mask_classes={given!r} are no whole numbers", "as 3,8,9,10") from error
+    if not classes:
+        raise SceneError("mask_classes= names no class", "name some, or leave it out")
+    return classes
 
 
 def _open_mask(mask: Any, grid: GeoBox, crs: Any) -> Source:

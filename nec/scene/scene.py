@@ -51,7 +51,11 @@ class Scene:
     nodata : float or None
         The caller's number for missing, besides the files' own.
     mask : Source or None
-        Missing where its first band is not 0.
+        Missing where its band `mask_index` is not 0, or one of `mask_classes`.
+    mask_index : int
+        From 0.
+    mask_classes : tuple of int or None
+        Of a classification.
     fill : float or None
         The sensor's number for missing, where files state none: missing is where all bands
         that are read hold it, as one band alone may hold it in dark places.
@@ -68,6 +72,8 @@ class Scene:
     nodata: float | None = field(default=None, repr=False)
     mask: Source | None = field(default=None, repr=False)
     fill: float | None = field(default=None, repr=False)
+    mask_index: int = field(default=0, repr=False)
+    mask_classes: tuple[int, ...] | None = field(default=None, repr=False)
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Read a window.
@@ -112,12 +118,23 @@ class Scene:
                 empty[fill_y, fill_x] &= (numbers == self.fill).all(axis=0)
             values[positions, fill_y, fill_x] = reflectance
         absent = empty | ~np.isfinite(values).all(axis=0)
-        if self.mask is not None and (cut := self._cut(self.mask, [0], rows, columns)):
+        if self.mask is not None and (
+            cut := self._cut(self.mask, [self.mask_index], rows, columns)
+        ):
             numbers, _, (fill_y, fill_x) = cut
-            absent[fill_y, fill_x] |= numbers[0] != 0
+            classes = self.mask_classes
+            absent[fill_y, fill_x] |= (
+                numbers[0] != 0 if classes is None else np.isin(numbers[0], classes)
+            )
         # The scene ends where its finest band ends, even where a coarser one reaches further.
         values[:, absent | ~_inside(rows, height)[:, None] | ~_inside(columns, width)] = np.nan
         return values
+
+    def covered(self, rows: slice, columns: slice) -> int:
+        """Return how many pixels of a window lie in the scene, whatever they hold."""
+        sides = zip((rows, columns), self.geobox.shape, strict=True)
+        height, width = (max(min(w.stop, size) - max(w.start, 0), 0) for w, size in sides)
+        return int(height * width)
 
     def select(self, bands: Sequence[str]) -> "Scene":
         """Return the scene with these bands only, in this order, on the finest grid they need.
@@ -166,6 +183,8 @@ class Scene:
             total.update(f"{indexes} {source.digest()}".encode())
         if self.mask is not None:
             total.update(f"mask {self.mask.digest()}".encode())
+            if self.mask_index or self.mask_classes is not None:
+                total.update(repr((self.mask_index, self.mask_classes)).encode())
         return total.hexdigest()
 
     def versions(self) -> tuple[tuple[str, int, int], ...]:

@@ -74,6 +74,7 @@ _TAIL = re.compile(
 
 _STAMP = re.compile(r"(?<!\d)(\d{4})(\d{2})(\d{2})T(\d{2})(\d{2})(\d{2})(?!\d)")
 _DAY_OF_YEAR = re.compile(r"(?<!\d)(\d{4})(\d{3})T(\d{2})(\d{2})(\d{2})(?!\d)")
+_DATE = re.compile(r"(?<!\d)((?:19|20)\d{2})([-_]?)(\d{2})\2(\d{2})(?!\d)")
 _LANDSAT_DATE = re.compile(r"L[COTEM]0[4-9]_L\w{3}_\d{6}_(\d{4})(\d{2})(\d{2})_")
 
 
@@ -159,4 +160,14 @@ def time_in_file_name(name: str) -> np.datetime64 | None:
             return np.datetime64("-".join(match.groups()), "s")
     except ValueError:  # digits that look like a stamp and are none
         return None
+    return None
+
+
+def date_in_name(name: str) -> np.datetime64 | None:
+    """Return the first date in a name: ``2020-05-01``, ``2020_05_01`` or ``20200501``."""
+    for year, _, month, day in _DATE.findall(name):
+        try:
+            return np.datetime64(f"{year}-{month}-{day}", "D")
+        except ValueError:  # digits that are no date
+            continue
     return None

@@ -25,8 +25,9 @@ PATIENCE = 300
 
 
 def command(scenes: Path, out: Path, *options: str) -> list[str]:
-    """Return the command line that encodes a folder of scenes."""
-    return [sys.executable, "-m", "nec.cli", "encode", "--each", str(scenes), str(out), *options]
+    """Return the command line that encodes a folder of scenes, a store each unless options say."""
+    mode = () if "--series" in options else ("--each",)
+    return [sys.executable, "-m", "nec.cli", "encode", *mode, str(scenes), str(out), *options]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -78,6 +79,53 @@ def kill_producer(scenes: Path, work: Path, *, kills: int, seed: int = 0) -> dic
         "kills": killed,
         "rounds": finished,
         "seconds_until_kill": moments,
+        "objects": len(expected),
+        "same_bytes": same,
+        "verified": verified,
+        "reader": found,
+    }
+
+
+def kill_series(scenes: Path, work: Path, *, kills: int, seed: int = 0) -> dict[str, Any]:
+    """Kill runs that append to a series, of half of the days and of all of them in turn.
+
+    Each round starts afresh, appends twice, and is killed until it has come to its end.
+    """
+    run(scenes, work / "days", "--series")
+    expected = digests(work / "days")
+    paths = sorted(map(str, scenes.glob("*.tif")))
+    lists = [work / "some_days.txt", work / "all_days.txt"]
+    for path, some in zip(lists, (paths[: len(paths) // 2], paths), strict=True):
+        path.write_text("".join(f"{Path(scene).absolute()}\n" for scene in some))
+    rng = random.Random(seed)
+    killed = rounds = 0
+    same = verified = True
+    with _reader(work / "killed_days", expected, growing=True) as result:
+        while killed < kills and same and verified:
+            out = work / "killed_days" / f"round{rounds}"
+            for listed in lists:
+                ended = False
+                while not ended:
+                    log = out / "encode.jsonl"
+                    before = log.stat().st_size if log.exists() else 0
+                    line = command(listed, out, "--series")
+                    process = subprocess.Popen(line, stdout=subprocess.DEVNULL)
+                    _wait_for(lambda: log.exists() and log.stat().st_size > before, process)  # noqa: B023
+                    try:
+                        process.wait(None if killed >= kills else rng.uniform(0, WINDOW))
+                        ended = True
+                    except subprocess.TimeoutExpired:
+                        os.kill(process.pid, signal.SIGKILL)
+                        process.wait()
+                        killed += 1
+            rounds += 1
+            same &= digests(out) == expected
+            verified &= all(nec.verify(store).ok for store in out.glob("*.zarr"))
+        found = result()
+    return {
+        "kills": killed,
+        "rounds": rounds,
+        "days": len(paths),
         "objects": len(expected),
         "same_bytes": same,
         "verified": verified,
@@ -181,15 +229,16 @@ def _wait_for(condition: Any, process: "subprocess.Popen[bytes]") -> None:
 
 
 @contextmanager
-def _reader(folder: Path, expected: dict[str, str]) -> Iterator[Any]:
+def _reader(folder: Path, expected: dict[str, str], *, growing: bool = False) -> Iterator[Any]:
     """Read every store of every round all the time, in a process of its own.
 
     Whatever object of an array, coordinate or receipt is seen under its name has to be, at any
-    moment, what the uninterrupted run wrote there, and the root has to be one that opens.
+    moment, what the uninterrupted run wrote there, and the root has to be one that opens. Of
+    series that are `growing`, what an append replaces is not compared as bytes, but read.
     """
     context = multiprocessing.get_context("spawn")
     stop, found = context.Event(), context.Queue()
-    process = context.Process(target=_read_on, args=(folder, expected, stop, found))
+    process = context.Process(target=_read_on, args=(folder, expected, stop, found, growing))
     process.start()
 
     def result() -> dict[str, Any]:
@@ -207,7 +256,11 @@ def _reader(folder: Path, expected: dict[str, str]) -> Iterator[Any]:
 
 
 def _read_on(
-    folder: Path, expected: dict[str, str], stop: Event, found: "Queue[dict[str, Any]]"
+    folder: Path,
+    expected: dict[str, str],
+    stop: Event,
+    found: "Queue[dict[str, Any]]",
+    growing: bool,
 ) -> None:
     logging.getLogger("nec").setLevel(logging.ERROR)  # stores are unfinished, as they should be
     polls = objects = opened = 0
@@ -221,6 +274,8 @@ def _read_on(
                 key = str(file.relative_to(store.parent))
                 if key == f"{store.name}/zarr.json":
                     continue  # it changes once, when figures are known: opened below
+                if growing and (file.name == "zarr.json" or "/time/c/" in key):
+                    continue
                 objects += 1
                 try:
                     digest = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -228,7 +283,12 @@ def _read_on(
                     continue
                 if digest != expected.get(key):
                     partial.append(key)
-            nec.open(store)
+            dataset = nec.open(store)
+            if growing:  # days ascend, and a day has its own values, or none yet
+                days = dataset["time"].values
+                if not (days[1:] > days[:-1]).all() or days[0].astype(int) == 0:
+                    partial.append(f"{store.name}: days {days}")
+                dataset["scene_embedding"].load()
             opened += 1
         time.sleep(0.02)
     found.put({"polls": polls, "stores_opened": opened, "objects": objects, "partial": partial})

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 # Runs a command and prints the largest resident size of it, bytes: that of its children on Linux.
-_MEASURE = """
+MEASURE = """
 import resource, subprocess, sys
 status = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode
 print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024)
@@ -18,7 +18,7 @@ def peak_of(*arguments: str) -> int:
     """Return the peak resident size, bytes, of ``nec encode`` with these arguments."""
     line = [sys.executable, "-m", "nec.cli", "encode", *arguments]
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE, *line], check=True, capture_output=True, text=True
+        [sys.executable, "-c", MEASURE, *line], check=True, capture_output=True, text=True
     )
     return int(done.stdout)
 
