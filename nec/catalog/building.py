@@ -342,7 +342,7 @@ def _sources(stores: Sequence[StoreFacts]) -> bytes:
     rows = csv.writer(stream, lineterminator="\n")
     rows.writerow(["item", "source"])
     for facts in stores:
-        rows.writerows([facts.id, source] for source in facts.own.get("sources", []))
+        rows.writerows([facts.id, source] for source in facts.sources)
     return stream.getvalue().encode()
 
 

@@ -15,6 +15,8 @@ from nec.archive import open_store
 from nec.archive.creation import read_root
 from nec.archive.manifest import KEY, check_seal
 from nec.archive.metadata import sha256
+from nec.archive.reader import read_steps
+from nec.archive.series import is_series
 from nec.errors import CatalogError
 
 ROOT = "zarr.json"
@@ -95,6 +97,14 @@ class StoreFacts:
             "dimensions": self.bands,
             "type": self.attributes["geoemb:type"],
         }
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the files that the store was made from; of a series, of all its scenes."""
+        if not is_series(self.root):
+            return tuple(self.own.get("sources", ()))
+        scenes = (scene for step in read_steps(self.path) for scene in step.scenes)
+        return tuple(dict.fromkeys(name for s in scenes for name in s.details.get("sources", ())))
 
     @cached_property
     def dataset(self) -> xr.Dataset:

@@ -84,7 +84,7 @@ def _properties(facts: StoreFacts, patch: int | None) -> dict[str, Any]:
         **({"emb:runtime_parameters": parameters} if parameters else {}),
         "emb:quantization": facts.attributes["geoemb:quantization"],
         **{f"nec:{name}": own[name] for name in _REPEATED if own.get(name) is not None},
-        "nec:sources": list(own.get("sources", [])),
+        "nec:sources": list(facts.sources),
         "nec:sealed": "seal" in own,
     }
     if "spatial:transform" not in facts.attributes and patch is not None:

@@ -221,7 +221,7 @@ class _Run:
             self.failures[f"{store.name}, shard {task}"] = reason
         more: dict[str, Any] = {}
         if isinstance(store, DayFilling):
-            more["scenes"] = store.scenes
+            more["scenes"] = len(store.scenes)
         else:
             self.stores[store.name] = report
             if self.sealing and not report.failed:
