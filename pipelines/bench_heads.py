@@ -31,10 +31,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/heads"))
-    parser.add_argument("--work", type=Path, help="folder for stores, to keep them between runs")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder of stores and of what has been found: a run that was stopped goes on there",
+    )
     parser.add_argument("--model", default="nec-tiny", help="a model's name or folder")
     parser.add_argument("--folds", type=int, default=6, help="folds of spatial blocks")
     parser.add_argument("--steps", type=int, default=600, help="training steps of a U-Net")
+    parser.add_argument(
+        "--decoder-steps", type=int, default=300, help="training steps of a segmentation head"
+    )
     parser.add_argument(
         "--parts", default="all", help="biomass, segmentation, or single names, with commas"
     )
