@@ -1,6 +1,8 @@
 """Label rasters: which label each token gets, whatever the resolution of the labels."""
 
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,60 @@ from nec.errors import HeadError
 from nec.sampling import Lattice, crs_of
 
 SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
+# Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
+# than those of embeddings, and are not to be read once for each.
+KEPT = 1 << 28
+
+
+class LabelBlocks:
+    """Windows of lazy labels, whose chunks are computed once for all windows that need them.
+
+    Parameters
+    ----------
+    labels : dask.array.Array
+        (rows, columns).
+    """
+
+    def __init__(self, labels: Any) -> None:
+        self._labels = labels
+        self._ends = [np.cumsum(sizes) for sizes in labels.chunks]
+        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[Any]:
+        """Compute a window; slices with start and stop."""
+        spans = [
+            range(
+                int(np.searchsorted(ends, part.start, "right")),
+                int(np.searchsorted(ends, part.stop, "left")) + 1,
+            )
+            for ends, part in zip(self._ends, window, strict=True)
+        ]
+        rows, columns = window
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start), self._labels.dtype)
+        if not out.size:
+            return out
+        for i in spans[0]:
+            for j in spans[1]:
+                block = self._block(i, j)
+                top, left = self._ends[0][i] - block.shape[0], self._ends[1][j] - block.shape[1]
+                y = slice(max(rows.start, top), min(rows.stop, top + block.shape[0]))
+                x = slice(max(columns.start, left), min(columns.stop, left + block.shape[1]))
+                part = block[_moved(y, top), _moved(x, left)]
+                out[_moved(y, rows.start), _moved(x, columns.start)] = part
+        return out
+
+    def _block(self, row: int, column: int) -> NDArray[Any]:
+        found = self._kept.pop((row, column), None)
+        if found is None:
+            found = np.asarray(self._labels.blocks[row, column])
+        self._kept[row, column] = found
+        while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+
+def _moved(window: slice, start: int) -> slice:
+    return slice(window.start - start, window.stop - start)
 
 
 @dataclass(frozen=True)
@@ -172,10 +228,20 @@ class LabelRaster:
         """Return the label pixels of a window of tokens, and each one's row and column in it."""
         inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
         return (
-            np.asarray(self.values[inside_y, inside_x]),
+            self._read(inside_y, inside_x),
             self.rows[inside_y] - rows.start,
             self.columns[inside_x] - columns.start,
         )
+
+    @cached_property
+    def _blocks(self) -> LabelBlocks | None:
+        lazy = isinstance(self.values, xr.DataArray) and self.values.chunks is not None
+        return LabelBlocks(self.values.data) if lazy else None
+
+    def _read(self, rows: slice, columns: slice) -> NDArray[Any]:
+        if self._blocks is not None:
+            return self._blocks[rows, columns]
+        return np.asarray(self.values[rows, columns])
 
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         row, column = self.rows[rows], self.columns[columns]
@@ -183,8 +249,8 @@ class LabelRaster:
         if (row < 0).all() or (column < 0).all():
             return np.zeros(shape, self.values.dtype), np.zeros(shape, bool)
         top, left = row[row >= 0].min(), column[column >= 0].min()
-        part = self.values[top : row.max() + 1, left : column.max() + 1]
-        values = np.asarray(part)[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
+        part = self._read(slice(top, row.max() + 1), slice(left, column.max() + 1))
+        values = part[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
         return values, self._valid(values) & (row >= 0)[:, None] & (column >= 0)[None, :]
 
     def _valid(self, values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -1,9 +1,10 @@
 """Maps: a decision rule applied to every token of a scene, lazily, and written as a raster."""
 
 import colorsys
+import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from nec.sampling import Lattice, crs_of, grid_mapping_name, spatial_dims, witho
 
 MISSING = -1
 BATCH = 1 << 14  # rows at a time: bounds the memory beside the chunk itself
+# Chunks in a row that a map is computed by: what is read waits for the rows around it, and how
+# much that is must not grow with the width of the scene. Chunks beside a strip are read twice.
+STRIP = 24
 
 
 def class_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.DataArray:
@@ -162,9 +166,11 @@ def write_map(
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
 ) -> Path:
-    """Write a map as a cloud-optimised GeoTIFF: of classes with a colour table, or of numbers.
+    """Write a map as a cloud-optimised GeoTIFF (classes with a colour table), or as Zarr.
 
-    A lazy map is computed and written chunk by chunk.
+    A lazy map is computed and written chunk by chunk, in strips from north to south: memory
+    does not grow with the scene. ``labels.to_zarr`` writes the same values, and needs more
+    memory the wider the scene is, where a head looks at neighbours.
 
     Parameters
     ----------
@@ -172,24 +178,25 @@ def write_map(
         Class indices (y, x) or (cell_y, cell_x) as a head's `predict` gives them; -1 is missing.
         Or numbers of a regressor, NaN where missing.
     path : str or path
-        The file to write; it appears when it is complete, and replaces one that is there.
+        What to write: a Zarr group where the name ends in ``.zarr``, else a GeoTIFF. It appears
+        when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
-        One for each class, 0 to 255. Chosen when not given.
+        One for each class, 0 to 255. Chosen when not given; Zarr has none.
 
     Returns
     -------
     pathlib.Path
-        The file: uint8 with nodata 255 (uint16 with 65535 above 255 classes), and the class
-        names in the tags ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32
-        with nodata NaN, and the units in the band's.
+        What was written. Zarr: the array as it is, that plain xarray opens. GeoTIFF: uint8 with
+        nodata 255 (uint16 with 65535 above 255 classes), and the class names in the tags
+        ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32 with nodata NaN,
+        and the units in the band's.
 
     Raises
     ------
     HeadError
-        No map, no CRS, or not as many colours as classes.
+        No map, no CRS, or not as many colours as classes; a folder that is no Zarr group is
+        where one shall be written.
     """
-    from rasterio.shutil import copy
-
     path = Path(path)
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
@@ -205,6 +212,10 @@ def write_map(
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
     # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        if path.suffix == ".zarr":
+            return _write_zarr(labels, Path(folder) / "map.zarr", path)
+        from rasterio.shutil import copy
+
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
         _write_plain(labels, plain, names, table)
         resampling = "average" if numbers else "mode"
@@ -213,18 +224,52 @@ def write_map(
     return path
 
 
+def _strips(labels: xr.DataArray) -> Iterator[slice]:
+    """Cut a lazy map into columns of whole chunks that are computed one after the other."""
+    ends = np.cumsum(labels.chunks[1] if labels.chunks else [labels.shape[1]]).tolist()
+    start = 0
+    for at in range(0, len(ends), STRIP):
+        stop = ends[min(at + STRIP, len(ends)) - 1]
+        yield slice(start, stop)
+        start = stop
+
+
+def _write_zarr(labels: xr.DataArray, aside: Path, path: Path) -> Path:
+    """Write a map to a Zarr group aside, and put it in the place of what is there."""
+    if path.exists() and not (path / "zarr.json").exists():
+        raise HeadError(f"{path} is there and is no Zarr group", "choose another name")
+    dims = spatial_dims(labels)
+    labels = labels.transpose(*dims)
+    dataset = labels.to_dataset(name=str(labels.name or "map"))
+    dataset.to_zarr(aside, compute=False, zarr_format=3, consolidated=True)
+    if labels.chunks is not None:
+        plane = dataset.drop_vars(
+            [k for k, v in dataset.variables.items() if set(v.dims) < set(dims)]
+        )
+        for columns in _strips(labels):
+            plane.isel({dims[1]: columns}).to_zarr(
+                aside, region={dims[0]: slice(None), dims[1]: columns}
+            )
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+    return path
+
+
 class _Band:
     """The one band of an open raster, as something to assign windows to."""
 
-    def __init__(self, raster: Any, nodata: float) -> None:
-        self.raster, self.nodata = raster, nodata
+    def __init__(self, raster: Any, nodata: float, left: int = 0) -> None:
+        self.raster, self.nodata, self.left = raster, nodata, left
 
     def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
         missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
         codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
-        self.raster.write(codes, 1, window=Window.from_slices(*window))
+        rows, columns = window
+        columns = slice(columns.start + self.left, columns.stop + self.left)
+        self.raster.write(codes, 1, window=Window.from_slices(rows, columns))
 
 
 def _write_plain(
@@ -240,7 +285,8 @@ def _write_plain(
     crs = crs_of(labels)
     if crs is None:
         raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
-    data = labels.transpose(*dims).data
+    labels = labels.transpose(*dims)
+    data = labels.data
     dtype, nodata = ("uint8", 255.0) if len(names) <= 255 else ("uint16", 65535.0)
     if not names:
         dtype, nodata = "float32", np.nan
@@ -264,13 +310,14 @@ def _write_plain(
         else:
             raster.set_band_description(1, str(labels.attrs.get("long_name", labels.name)))
             raster.set_band_unit(1, str(labels.attrs.get("units", "")))
-        band = _Band(raster, nodata)
         if labels.chunks is None:
-            band[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
-        else:
-            from dask.array import store
+            _Band(raster, nodata)[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
+            return
+        from dask.array import store
 
-            store(data, band, lock=threading.Lock())  # type: ignore[arg-type]
+        for columns in _strips(labels):
+            band: Any = _Band(raster, nodata, columns.start)
+            store(data[:, columns], band, lock=threading.Lock())
 
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:
