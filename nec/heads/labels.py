@@ -1,5 +1,6 @@
 """Label rasters: which label each token gets, whatever the resolution of the labels."""
 
+import logging
 from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from nec.errors import HeadError
 from nec.sampling import Lattice, crs_of
 
+logger = logging.getLogger(__name__)
+
 SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
 # Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
 # than those of embeddings, and are not to be read once for each.
-KEPT = 1 << 28
+KEPT = 1 << 27
 
 
 class LabelBlocks:
@@ -98,8 +101,9 @@ class LabelRaster:
     ) -> "LabelRaster":
         """Lay labels over the tokens of an embedding.
 
-        Labels with a CRS are matched by coordinate, in any phase and resolution; others by
-        shape, which must be that of the tokens or an integer multiple.
+        Labels with a CRS are matched by coordinate, in any phase and resolution; those in another
+        CRS are brought over first, by the nearest neighbour, which is logged. Others are matched
+        by shape, which must be that of the tokens or an integer multiple.
 
         Parameters
         ----------
@@ -113,7 +117,7 @@ class LabelRaster:
         Raises
         ------
         HeadError
-            Shapes, CRS or coordinates do not match.
+            Shapes or coordinates do not match, or labels cannot be brought over.
         """
         ignored = () if ignore_index is None else (ignore_index,)
         if isinstance(labels, xr.DataArray):
@@ -131,10 +135,8 @@ class LabelRaster:
     ) -> "LabelRaster":
         tokens, pixels = Lattice.of(embedding), Lattice.of(labels)
         if not _same_crs(tokens.crs, pixels.crs):
-            raise HeadError(
-                f"the labels are in {_short(pixels.crs)} and the embedding in {_short(tokens.crs)}",
-                "bring them over: labels.rio.reproject(embedding.rio.crs)",
-            )
+            labels = _reprojected(labels, tokens, ignored)
+            pixels = Lattice.of(labels)
         sizes = [abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True)]
         coarse = max(sizes) > SAME_SIZE
         inner, outer = (embedding, pixels) if coarse else (labels, tokens)
@@ -277,6 +279,48 @@ def _plane(labels: xr.DataArray) -> xr.DataArray:
     if set(labels.dims) != {"y", "x"}:
         raise HeadError(f"the labels have dimensions {labels.dims}", "pass dimensions y and x")
     return labels.transpose("y", "x")
+
+
+def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]) -> xr.DataArray:
+    """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
+    import rioxarray  # noqa: F401 - registers .rio
+    from rasterio.enums import Resampling
+    from rioxarray.exceptions import NoDataInBounds
+
+    theirs, ours = crs_of(labels), tokens.crs
+    if labels.dtype.kind not in "iuf":
+        raise HeadError(
+            f"the labels are in {_short(theirs)}, the embedding in {_short(ours)}, and labels of "
+            f"dtype {labels.dtype} cannot be brought over",
+            "give numbers, or labels in the CRS of the embedding",
+        )
+    ends = [
+        sorted((corner, corner + step * count))
+        for corner, step, count in zip(tokens.corner, tokens.step, tokens.shape, strict=True)
+    ]
+    (bottom, top), (left, right) = ends
+    try:
+        near = labels.rio.clip_box(left, bottom, right, top, crs=ours)
+    except NoDataInBounds as error:
+        raise HeadError(
+            "the labels and the embedding do not overlap", "check their coordinates and CRS"
+        ) from error
+    nodata = labels.rio.nodata
+    if nodata is None and labels.dtype.kind == "f":
+        nodata = np.nan
+    if nodata is None:
+        info = np.iinfo(labels.dtype)
+        fits = [v for v in ignored if not isinstance(v, str) and info.min <= v <= info.max]
+        # Whatever no label is: unlabelled pixels come in at the edges of what is turned.
+        nodata = fits[0] if fits else int(info.max)
+    found = near.rio.reproject(ours, resampling=Resampling.nearest, nodata=nodata)
+    logger.warning(
+        "the labels are in %s: reprojected to %s by the nearest neighbour",
+        _short(theirs),
+        _short(ours),
+    )
+    brought: xr.DataArray = found.rio.write_nodata(nodata)
+    return brought
 
 
 def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> None:
