@@ -4,7 +4,9 @@ import colorsys
 import shutil
 import tempfile
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,6 @@ from nec.sampling import Lattice, crs_of, grid_mapping_name, spatial_dims, witho
 
 MISSING = -1
 BATCH = 1 << 14  # rows at a time: bounds the memory beside the chunk itself
-# Chunks in a row that a map is computed by: what is read waits for the rows around it, and how
-# much that is must not grow with the width of the scene. Chunks beside a strip are read twice.
-STRIP = 24
 
 
 def class_map(rule: Rule, classes: NDArray[Any], embedding: xr.DataArray) -> xr.DataArray:
@@ -165,12 +164,13 @@ def write_map(
     path: str | Path,
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    block: int = 8,
 ) -> Path:
     """Write a map as a cloud-optimised GeoTIFF (classes with a colour table), or as Zarr.
 
-    A lazy map is computed and written chunk by chunk, in strips from north to south: memory
-    does not grow with the scene. ``labels.to_zarr`` writes the same values, and needs more
-    memory the wider the scene is, where a head looks at neighbours.
+    A lazy map is computed and written block by block: memory does not grow with the scene.
+    ``labels.to_zarr`` writes the same values, but where a head looks at neighbours it may hold
+    much of the scene at once.
 
     Parameters
     ----------
@@ -182,6 +182,10 @@ def write_map(
         when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
         One for each class, 0 to 255. Chosen when not given; Zarr has none.
+    block : int, default 8
+        Chunks along each side of a block; so many, and a ring of chunks around them where a head
+        looks at neighbours, are in memory at once. Less needs less memory and reads more chunks
+        twice.
 
     Returns
     -------
@@ -213,43 +217,53 @@ def write_map(
     # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
         if path.suffix == ".zarr":
-            return _write_zarr(labels, Path(folder) / "map.zarr", path)
+            return _write_zarr(labels, Path(folder) / "map.zarr", path, block)
         from rasterio.shutil import copy
 
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
-        _write_plain(labels, plain, names, table)
+        _write_plain(labels, plain, names, table, block)
         resampling = "average" if numbers else "mode"
         copy(plain, finished, driver="COG", compress="deflate", overview_resampling=resampling)
         finished.replace(path)
     return path
 
 
-def _strips(labels: xr.DataArray) -> Iterator[slice]:
-    """Cut a lazy map into columns of whole chunks that are computed one after the other."""
-    ends = np.cumsum(labels.chunks[1] if labels.chunks else [labels.shape[1]]).tolist()
-    start = 0
-    for at in range(0, len(ends), STRIP):
-        stop = ends[min(at + STRIP, len(ends)) - 1]
-        yield slice(start, stop)
-        start = stop
+def _blocks(labels: xr.DataArray, count: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a lazy map into blocks of `count` x `count` chunks that are computed one by one."""
+    cuts = []
+    for sizes in labels.chunks or ():
+        ends = [0, *np.cumsum(sizes).tolist()]
+        kept = [*ends[:-1:count], ends[-1]]
+        cuts.append([slice(start, stop) for start, stop in pairwise(kept)])
+    rows, columns = cuts
+    yield from product(rows, columns)
 
 
-def _write_zarr(labels: xr.DataArray, aside: Path, path: Path) -> Path:
+def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Path:
     """Write a map to a Zarr group aside, and put it in the place of what is there."""
     if path.exists() and not (path / "zarr.json").exists():
         raise HeadError(f"{path} is there and is no Zarr group", "choose another name")
     dims = spatial_dims(labels)
     labels = labels.transpose(*dims)
-    dataset = labels.to_dataset(name=str(labels.name or "map"))
-    dataset.to_zarr(aside, compute=False, zarr_format=3, consolidated=True)
     if labels.chunks is not None:
-        plane = dataset.drop_vars(
-            [k for k, v in dataset.variables.items() if set(v.dims) < set(dims)]
-        )
-        for columns in _strips(labels):
-            plane.isel({dims[1]: columns}).to_zarr(
-                aside, region={dims[0]: slice(None), dims[1]: columns}
-            )
+        # Those of Zarr are of one size, and no two blocks may share one.
+        labels = labels.chunk({d: max(c) for d, c in zip(dims, labels.chunks, strict=True)})
+    name = str(labels.name or "map")
+    dataset = labels.to_dataset(name=name)
+    # Named as a coordinate, so that plain xarray finds the CRS.
+    told = " ".join(str(key) for key in labels.coords if key not in labels.dims)
+    if told:
+        dataset[name].encoding["coordinates"] = told
+    with warnings.catch_warnings():
+        # Without consolidated metadata plain xarray warns at every opening.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        dataset.to_zarr(aside, compute=False, zarr_format=3, consolidated=True)
+    if labels.chunks is not None:
+        small = [k for k, v in dataset.variables.items() if set(v.dims) < set(dims)]
+        plane = dataset.drop_vars(small)
+        for window in _blocks(labels, block):
+            region = dict(zip(dims, window, strict=True))
+            plane.isel(region).to_zarr(aside, region=region)
     if path.exists():
         shutil.rmtree(path)
     aside.rename(path)
@@ -259,21 +273,26 @@ def _write_zarr(labels: xr.DataArray, aside: Path, path: Path) -> Path:
 class _Band:
     """The one band of an open raster, as something to assign windows to."""
 
-    def __init__(self, raster: Any, nodata: float, left: int = 0) -> None:
-        self.raster, self.nodata, self.left = raster, nodata, left
+    def __init__(self, raster: Any, nodata: float, corner: tuple[int, int] = (0, 0)) -> None:
+        self.raster, self.nodata, self.corner = raster, nodata, corner
 
     def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
         missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
         codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
-        rows, columns = window
-        columns = slice(columns.start + self.left, columns.stop + self.left)
+        rows, columns = (
+            slice(w.start + c, w.stop + c) for w, c in zip(window, self.corner, strict=True)
+        )
         self.raster.write(codes, 1, window=Window.from_slices(rows, columns))
 
 
 def _write_plain(
-    labels: xr.DataArray, path: Path, names: list[str], table: list[tuple[int, int, int]]
+    labels: xr.DataArray,
+    path: Path,
+    names: list[str],
+    table: list[tuple[int, int, int]],
+    block: int,
 ) -> None:
     """Write the tiled GeoTIFF that the cloud-optimised one is copied from."""
     import rasterio
@@ -315,9 +334,9 @@ def _write_plain(
             return
         from dask.array import store
 
-        for columns in _strips(labels):
-            band: Any = _Band(raster, nodata, columns.start)
-            store(data[:, columns], band, lock=threading.Lock())
+        for rows, columns in _blocks(labels, block):
+            band: Any = _Band(raster, nodata, (rows.start, columns.start))
+            store(data[rows, columns], band, lock=threading.Lock())
 
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:
