@@ -232,6 +232,12 @@ def test_fitting_reads_only_chunks_with_labels():
 
 def test_several_scenes_and_points_of_a_table():
     from_maps = Segmenter().fit([scene(), scene(seed=3)], [truth(), FINE])
+    # One without labels teaches nothing, and is no error.
+    nothing = np.full_like(truth(), -1)
+    more = Segmenter().fit([scene(), scene(seed=4), scene(seed=3)], [truth(), nothing, FINE])
+    np.testing.assert_array_equal(more.rule_.weights, from_maps.rule_.weights)
+    with pytest.raises(HeadError, match="no token has a label"):
+        Segmenter().fit([scene(), scene(seed=3)], [nothing, nothing])
     rows = [scene(seed=s).values.reshape(D, -1).T for s in (0, 3)]
     with_gaps = Segmenter().fit(np.concatenate(rows), np.tile(truth().ravel(), 2))
     np.testing.assert_allclose(from_maps.rule_.weights, with_gaps.rule_.weights, atol=1e-3)

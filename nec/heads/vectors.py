@@ -162,7 +162,7 @@ def labelled_rows(
     Returns
     -------
     tuple of numpy.ndarray
-        (n, band) vectors and (n,) labels.
+        (n, band) vectors and (n,) labels; n is 0 where no token has a label.
     """
     if set(embedding.dims) != {"band", "y", "x"}:
         raise HeadError(
@@ -195,9 +195,8 @@ def labelled_rows(
                 parts.append(_later(stack, valid))
             found.append(values[valid])
     if not parts:
-        raise HeadError(
-            "no token has a label", f"check the labels and ignore_index={ignore_index!r}"
-        )
+        nothing = np.empty((0, embedding.sizes["band"]), embedding.dtype)
+        return nothing, np.empty(0, raster.values.dtype)
     if lazy:
         from dask.base import compute
 
