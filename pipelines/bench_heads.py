@@ -109,7 +109,7 @@ def show(name: str, part: dict[str, Any]) -> None:
             cells = [
                 f"{metric} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
                 for metric, value in entry[kind].items()
-                if isinstance(value, dict)
+                if isinstance(value, dict) and "value" in value
             ]
             count = entry.get("parameters")
             print(f"  {row:62s} {kind:7s} {count or '':>8} {'  '.join(cells)}", flush=True)

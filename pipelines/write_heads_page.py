@@ -2,7 +2,8 @@
 
     python pipelines/write_heads_page.py
 
-Reads ``docs/benchmarks/heads.json`` (see ``bench_heads.py``).
+Reads ``docs/benchmarks/heads.json`` (see ``bench_heads.py``), and, where they are there,
+``out_of_core.json`` (``bench_out_of_core.py``) and ``detect_trees.json`` (``detect_trees.py``).
 """
 
 import argparse
@@ -110,6 +111,51 @@ def transfer(found: dict[str, Any]) -> str:
     return f"{found['limits']}\n\n{table(*rows)}"
 
 
+STEPS = {
+    "points": "points, SceneClassifier",
+    "linear": "raster, Segmenter",
+    "biomass": "raster, BiomassRegressor",
+    "fpn": 'raster, Segmenter(decoder="fpn")',
+}
+
+
+def memory(found: dict[str, Any]) -> str:
+    """Return the table of heads on a store larger than memory."""
+    rows = [
+        ("labels, head", "store as float32", "limit", "peak", "fetched to fit", "mapped", "CPU")
+    ]
+    for name, step in found["steps"].items():
+        mapped = f"{step['mapped_tokens'] / 1e6:.1f} M tokens ({step['mapped_share']:.1%})"
+        rows.append(
+            (
+                STEPS[name],
+                f"{step['embedding_gib_as_float32']:.0f} GiB",
+                f"{step['limit_bytes'] / 2**30:.2g} GiB",
+                f"{step['peak_bytes']['mapped'] / 2**30:.2f} GiB",
+                f"{step['bytes_fetched_to_fit'] / 1e6:.0f} MB",
+                f"{mapped}, {step['mapped_gib_as_float32']:.1f} GiB as float32",
+                f"{step['cpu_seconds']:.0f} s",
+            )
+        )
+    return table(*rows)
+
+
+def trees(found: dict[str, Any]) -> str:
+    """Return the table of the detection recipe."""
+    rows = [("detector on", "trained", "average precision (95 %)", "crowns among all boxes")]
+    for name, row in found["rows"].items():
+        count = row.get("parameters")
+        rows.append(
+            (
+                name,
+                "" if count is None else f"{count:,}",
+                spread(row["average_precision"], 2),
+                f"{row['recall_of_all_boxes']:.0%}",
+            )
+        )
+    return f"**{found['task']}** ({found['steps']} steps). {found['limits']}\n\n{table(*rows)}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=Path("docs/heads.md"))
@@ -139,6 +185,13 @@ def main() -> None:
         notes = ", ".join(n for n in (folds, steps, more) if n)
         parts.append(f"**{found['task']}**{f' ({notes})' if notes else ''}\n\n{body}")
     text = replace_block(args.page.read_text(), "heads", "\n\n".join(parts))
+    for block, name, write in (
+        ("memory", "out_of_core", memory),
+        ("trees", "detect_trees", trees),
+    ):
+        source = args.json.with_name(f"{name}.json")
+        if source.exists():
+            text = replace_block(text, block, write(json.loads(source.read_text())))
     args.page.write_text(text)
 
 
