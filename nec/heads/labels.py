@@ -285,7 +285,7 @@ def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]
     """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
     import rioxarray  # noqa: F401 - registers .rio
     from rasterio.enums import Resampling
-    from rioxarray.exceptions import NoDataInBounds
+    from rioxarray.exceptions import RioXarrayError
 
     theirs, ours = crs_of(labels), tokens.crs
     if labels.dtype.kind not in "iuf":
@@ -301,9 +301,10 @@ def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]
     (bottom, top), (left, right) = ends
     try:
         near = labels.rio.clip_box(left, bottom, right, top, crs=ours)
-    except NoDataInBounds as error:
+    except RioXarrayError as error:  # nothing inside, or a single row
         raise HeadError(
-            "the labels and the embedding do not overlap", "check their coordinates and CRS"
+            f"labels in {_short(theirs)} and an embedding in {_short(ours)} do not overlap",
+            "check their coordinates and CRS",
         ) from error
     nodata = labels.rio.nodata
     if nodata is None and labels.dtype.kind == "f":
