@@ -142,18 +142,13 @@ def memory(found: dict[str, Any]) -> str:
 
 def trees(found: dict[str, Any]) -> str:
     """Return the table of the detection recipe."""
-    rows = [("detector on", "trained", "average precision (95 %)", "crowns among all boxes")]
-    for name, row in found["rows"].items():
+    counts = list(found["steps"])
+    rows = [("detector on", "trained", *(f"AP after {n} steps (95 %)" for n in counts))]
+    for name, row in found["steps"][counts[0]].items():
         count = row.get("parameters")
-        rows.append(
-            (
-                name,
-                "" if count is None else f"{count:,}",
-                spread(row["average_precision"], 2),
-                f"{row['recall_of_all_boxes']:.0%}",
-            )
-        )
-    return f"**{found['task']}** ({found['steps']} steps). {found['limits']}\n\n{table(*rows)}"
+        values = (found["steps"][n][name]["average_precision"] for n in counts)
+        rows.append((name, "" if count is None else f"{count:,}", *(spread(v, 2) for v in values)))
+    return f"**{found['task']}**. {found['limits']}\n\n{table(*rows)}"
 
 
 def main() -> None:
