@@ -7,8 +7,8 @@ hand. The detector is a pair of convolutions that give, for every token, how nea
 middle of a crown, and the crown's width and height (objects as points, Zhou et al. 2019,
 arXiv:1904.07850). It learns from three quarters of the image and is tested on the fourth, in turn;
 a ring between them trains nothing. Scored by average precision at an overlap of 0.4, the usual one
-for crowns, with intervals from a bootstrap over blocks of 10 m. Writes OUT.json and OUT.png; results
-of other numbers of steps that are there are kept, as training longer is not always better.
+for crowns, with intervals from a bootstrap over blocks of 10 m. Writes OUT.json and OUT.png;
+results of other numbers of steps that are there are kept: training longer is not always better.
 """
 
 import argparse
