@@ -60,22 +60,23 @@ def labels(found: dict[str, Any]) -> str:
 
 def images(found: dict[str, Any]) -> str:
     """Return the table of classes of images or points."""
-    rows = [("row", "bytes", "trained", "accuracy, % (95 %)", "k-NN, %", "less float32, %")]
+    near = any("kNN" in entry for entry in found["rows"].values())
+    head = ("row", "bytes", "trained", "accuracy, % (95 %)", "less float32, %")
+    rows = [(*head, "k-NN, %") if near else head]
     for row, entry in found["rows"].items():
         sizes = (entry.get(f"bytes_per_{unit}") for unit in ("image", "vector"))
         size = next((s for s in sizes if s is not None), None)
-        accuracy = entry["images"]["accuracy"]
-        near, count = entry.get("kNN"), entry.get("parameters")
-        rows.append(
-            (
-                row,
-                "" if size is None else f"{size:.3g}",
-                "" if count is None else f"{count:,}",
-                percent(accuracy),
-                "" if near is None else percent(near["accuracy"]),
-                percent(accuracy["difference"]) if "difference" in accuracy else "",
-            )
-        )
+        accuracy, count = entry["images"]["accuracy"], entry.get("parameters")
+        cells = [
+            row,
+            "" if size is None else f"{size:.3g}",
+            "" if count is None else f"{count:,}",
+            percent(accuracy),
+            percent(accuracy["difference"], "+") if "difference" in accuracy else "",
+        ]
+        if near:
+            cells.append(percent(entry["kNN"]["accuracy"]) if "kNN" in entry else "")
+        rows.append(tuple(cells))
     return table(*rows)
 
 
@@ -174,10 +175,12 @@ def main() -> None:
         if "curves" in found:
             bodies.append(transfer(found))
         body = "\n\n".join(bodies)
-        folds = f"{found['folds']} folds" if "folds" in found else ""
+        folds = f"{found['folds']} folds" if found.get("folds", 1) > 1 else ""
         steps = f"{found['unet_steps']} steps of the U-Net" if "unet_steps" in found else ""
         more = f"{found['decoder_steps']} of the fpn" if "decoder_steps" in found else ""
-        notes = ", ".join(n for n in (folds, steps, more) if n)
+        epochs = f"{found['epochs']} epochs of the CNN" if "epochs" in found else ""
+        labels_of = f"{found['training_labels']:,} labels" if "training_labels" in found else ""
+        notes = ", ".join(n for n in (folds, steps, more, labels_of, epochs) if n)
         parts.append(f"**{found['task']}**{f' ({notes})' if notes else ''}\n\n{body}")
     text = replace_block(args.page.read_text(), "heads", "\n\n".join(parts))
     for block, name, write in (
