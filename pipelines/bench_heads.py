@@ -1,4 +1,4 @@
-"""Measure the heads: biomass and segmentation on embeddings beside forests and a U-Net.
+"""Measure the heads: biomass, maps, classes of images, few labels, other regions.
 
     python pipelines/bench_heads.py ../shared/data --out docs/benchmarks/heads
 
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder_bench.encoders import encoder_of
-from heads_bench import biomass, segmentation
+from heads_bench import biomass, classification, curves, segmentation
 from heads_bench.figure import draw
 
 from nec.model import load_model
@@ -31,12 +31,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/heads"))
-    parser.add_argument("--work", type=Path, help="folder for stores, to keep them between runs")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        help="folder of stores and of what has been found: a run that was stopped goes on there",
+    )
     parser.add_argument("--model", default="nec-tiny", help="a model's name or folder")
     parser.add_argument("--folds", type=int, default=6, help="folds of spatial blocks")
     parser.add_argument("--steps", type=int, default=600, help="training steps of a U-Net")
     parser.add_argument(
-        "--parts", default="all", help="biomass, segmentation, or single names, with commas"
+        "--decoder-steps", type=int, default=300, help="training steps of a segmentation head"
+    )
+    parser.add_argument("--train", type=int, default=2400, help="training images of EuroSAT")
+    parser.add_argument("--test", type=int, default=2400, help="test images of EuroSAT's pool")
+    parser.add_argument("--ucmerced", type=int, default=336, help="images of UC Merced, about")
+    parser.add_argument("--epochs", type=int, default=40, help="epochs of a CNN")
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument(
+        "--parts",
+        default="all",
+        help="biomass, segmentation, classification, curves, or single names, with commas",
     )
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -47,8 +61,13 @@ def main() -> None:
         args.work = args.work or Path(scratch)
         groups = {
             name: dict(room.parts_of(args, model, twin))
-            for name, room in {"biomass": biomass, "segmentation": segmentation}.items()
+            for name, room in {
+                "biomass": biomass,
+                "segmentation": segmentation,
+                "classification": classification,
+            }.items()
         }
+        groups["curves"] = dict(curves.parts_of(args, model))
         run(args, groups, model.weights_sha256)
 
 
@@ -85,15 +104,18 @@ def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str
 def show(name: str, part: dict[str, Any]) -> None:
     """Print what a part found."""
     print(f"== {name} ({part['seconds']} s): {part['task']}", flush=True)
-    for row, entry in part["rows"].items():
-        for kind in (k for k in ("all", "forest", "pixels") if k in entry):
+    for row, entry in part.get("rows", {}).items():
+        for kind in (k for k in ("all", "forest", "pixels", "images") if k in entry):
             cells = [
                 f"{metric} {value['value']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
                 for metric, value in entry[kind].items()
-                if isinstance(value, dict)
+                if isinstance(value, dict) and "value" in value
             ]
             count = entry.get("parameters")
             print(f"  {row:62s} {kind:7s} {count or '':>8} {'  '.join(cells)}", flush=True)
+    for curve in ("label_curve", "curves"):
+        if curve in part:
+            print(json.dumps(part[curve])[:1500], flush=True)
 
 
 if __name__ == "__main__":

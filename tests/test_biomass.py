@@ -211,7 +211,7 @@ UNFIT = [
     ({}, scene(), -truth(scene()), "negative"),
     ({}, scene(), truth(scene()) + np.inf, "infinity"),
     ({}, scene(), placed(truth(scene()), scene(left=LEFT + 1e6)), "do not overlap"),
-    ({}, scene(), placed(truth(scene()), scene()).rio.write_crs(32634), "labels.rio.reproject"),
+    ({}, scene(), placed(truth(scene()), scene()).rio.write_crs(32634), "do not overlap"),
     ({}, [scene(), scene(basis="b2")], [truth(scene())] * 2, "basis"),
     ({}, scene().to_dataset(name="embedding"), truth(scene()), "ds.embedding"),
     ({"kernel_size": 2}, scene(), truth(scene()), "odd"),

@@ -8,11 +8,14 @@ import geopandas
 import numpy as np
 import pytest
 import rasterio
+import rioxarray
+import xarray as xr
 from conftest import CORNER, RasterWriter
 from shapely.geometry import Point
 from typer.testing import CliRunner
 
 from nec.cli import app
+from nec.errors import NecError
 
 COMMANDS = ("encode", "fit", "info", "train", "predict", "seal", "verify", "models", "demo")
 
@@ -68,6 +71,89 @@ def test_the_main_job(write_raster: RasterWriter, tmp_path: Path) -> None:
     shard = next(p for p in (store / "embedding" / "c").rglob("*") if p.is_file())
     shard.unlink()
     assert "embedding" in run("verify", store, status=1)
+
+
+def halves_store(write_raster: RasterWriter, tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """Encode a scene of two halves; return its store and the brightness of its pixels."""
+    rng = np.random.default_rng(0)
+    numbers = np.full((3, 128, 128), 400)
+    numbers[:, :, 64:] = [[[900]], [[1500]], [[3000]]]
+    numbers = (numbers + rng.normal(0, 30, numbers.shape)).astype(np.uint16)
+    scene = write_raster("sentinel2_halves.tif", numbers, bands=("blue", "red", "nir08"))
+    run("encode", scene, tmp_path / "s.zarr")
+    return tmp_path / "s.zarr", numbers[2].astype(np.float32) / 30
+
+
+def test_biomass_from_sparse_measurements(
+    write_raster: RasterWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, biomass = halves_store(write_raster, tmp_path)
+    head, out = tmp_path / "h.safetensors", tmp_path / "agb.tif"
+    shots = np.zeros((2, 128, 128), np.float32)
+    keep = np.random.default_rng(1).random((128, 128)) < 0.2
+    shots[0] = np.where(keep, biomass, 0)
+    shots[1] = np.where(keep, 12, 0)
+    raster = write_raster("agbd.tif", shots)
+    train = ("train", store, head, "--task", "biomass")
+    told = run(*train, "--labels", raster, "--ignore", "0", "--error-band", "2")
+    assert "RMSE of held-out blocks" in told
+    assert "Mg/ha" in told
+    assert "lower bound" in run("predict", store, head, out, "--interval", "0.9")
+    with rasterio.open(out) as file:
+        found = file.read(1)
+        assert (file.units[0], file.crs.to_epsg()) == ("Mg/ha", 32633)
+    with rasterio.open(tmp_path / "agb.lower.tif") as file:
+        lower = file.read(1)
+    there = np.isfinite(found)
+    assert there.sum() == 32 * 32
+    assert (lower[there] <= found[there]).all()
+    low, high = np.nanquantile(found, [0.2, 0.8])
+    assert low == pytest.approx(biomass[:, :64].mean(), rel=0.3)
+    assert high == pytest.approx(biomass[:, 64:].mean(), rel=0.2)
+    run("predict", store, head, tmp_path / "agb.zarr")
+    assert xr.open_zarr(tmp_path / "agb.zarr").prediction.attrs["units"] == "Mg/ha"
+
+    y, x = np.nonzero(keep)
+    points = geopandas.GeoDataFrame(
+        {"rh95": biomass[y, x], "se": 2.0, "kind": "tree"},
+        geometry=geopandas.points_from_xy(CORNER[0] + 10 * x + 5, CORNER[1] - 10 * y - 5),
+        crs="EPSG:32633",
+    )
+    points.to_crs("EPSG:4326").to_file(tmp_path / "shots.gpkg")
+    listed = (*train, "--points", tmp_path / "shots.gpkg")
+    assert " m" in run(*listed, "--column", "rh95", "--error-column", "se", "--units", "m")
+
+    # The same raster in degrees: reprojected, and said so.
+    with rioxarray.open_rasterio(raster) as opened:
+        opened.rio.reproject("EPSG:4326").rio.to_raster(tmp_path / "degrees.tif")
+    with caplog.at_level("WARNING"):
+        run(*train, "--labels", tmp_path / "degrees.tif", "--ignore", "0")
+    assert "reprojected" in caplog.text
+
+    far = write_raster("far.tif", shots, corner=(CORNER[0] + 9e5, CORNER[1]))
+    few = np.zeros((1, 128, 128), np.float32)
+    few[0, 5, 5] = 40
+    nan = np.full((1, 128, 128), np.nan, np.float32)
+    one = write_raster("one.tif", np.ones((1, 128, 128), np.int16))
+    wrong: list[tuple[tuple[object, ...], str]] = [
+        ((*train, "--labels", far, "--ignore", "0"), "do not overlap"),
+        ((*train, "--labels", write_raster("few.tif", few), "--ignore", "0"), "too few labels: 1"),
+        ((*train, "--labels", write_raster("nan.tif", nan)), "too few labels: 0"),
+        ((*train, "--labels", write_raster("below.tif", -1 - few)), "negative or infinity"),
+        ((*train, "--labels", raster, "--band", "3"), "has 2 bands, and band 3"),
+        ((*train, "--labels", raster, "--method", "knn"), "takes no --label"),
+        ((*listed, "--column", "kind"), "holds no numbers"),
+        ((*listed, "--column", "gone"), "has no column 'gone'"),
+        (train, "come from one place"),
+        (("train", store, head, "--labels", one), "1 class"),
+        (("train", store, head, "--labels", raster, "--error-band", "2"), "no standard errors"),
+        (("predict", store, head, out, "--cells"), "maps tokens"),
+        (("predict", store, head, out, "--interval", "2"), "is no share"),
+        (("predict", tmp_path / "none.zarr", head, out), "none.zarr"),
+    ]
+    for arguments, message in wrong:
+        with pytest.raises(NecError, match=message):
+            run(*arguments)  # type: ignore[arg-type]
 
 
 def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> None:

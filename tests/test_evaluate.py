@@ -5,7 +5,13 @@ import xarray as xr
 from sklearn.linear_model import Ridge
 
 from nec.errors import HeadError
-from nec.evaluate import label_curve, spatial_blocks, spatial_split, transfer_curve
+from nec.evaluate import (
+    label_curve,
+    spatial_blocks,
+    spatial_folds,
+    spatial_split,
+    transfer_curve,
+)
 from nec.heads import DissimilarityIndex, SceneClassifier, load_head
 
 RNG = np.random.default_rng(0)
@@ -20,6 +26,15 @@ def test_blocks_hold_what_lies_together_and_splits_keep_them_whole():
     for block in range(16):
         inside = PLACES[block == BLOCKS]
         assert (np.ptp(inside, axis=0) < 250).all()
+    fold = spatial_folds(BLOCKS, folds=3, seed=1)
+    assert [len({BLOCKS[i] for i in np.flatnonzero(fold == f)}) for f in range(3)] == [6, 5, 5]
+    assert all(len(set(fold[block == BLOCKS])) == 1 for block in range(16))
+    rng = np.random.default_rng(1)
+    again = [spatial_folds(BLOCKS, folds=3, seed=rng) for _ in range(2)]
+    np.testing.assert_array_equal(again[0], fold)
+    assert (again[1] != fold).any()
+    with pytest.raises(HeadError, match="cannot be dealt"):
+        spatial_folds(BLOCKS, folds=1)
     train, test = spatial_split(BLOCKS, share=0.25, seed=3)
     assert not set(BLOCKS[train]) & set(BLOCKS[test])
     assert len(set(BLOCKS[test])) == 4

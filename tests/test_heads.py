@@ -202,6 +202,23 @@ def test_label_maps_of_any_resolution_meet_their_tokens(labels, lazy):
     assert head.score(scene(seed=5), truth()) > 0.95
 
 
+def test_labels_in_another_crs_are_reprojected_and_that_is_said(caplog):
+    fine = raster(FINE.astype(np.int16), 10)
+    elsewhere = fine.rio.reproject("EPSG:4326", nodata=-1)
+    with caplog.at_level("WARNING"):
+        head = Segmenter().fit(scene(), elsewhere)
+    assert "EPSG:4326: reprojected to EPSG:32633" in caplog.text
+    assert head.classes_.tolist() == [0, 1, 2]
+    assert head.score(scene(seed=5), truth()) > 0.95
+    # Unlabelled pixels stay so, and the edges of what is turned are none.
+    fine[:, : FINE.shape[1] // 2] = -1
+    half = Segmenter().fit(scene(), fine.rio.reproject("EPSG:4326", nodata=-1))
+    assert half.classes_.tolist() == [1, 2]
+    bare = elsewhere.copy()
+    del bare.attrs["_FillValue"]
+    assert Segmenter().fit(scene(), bare).classes_.tolist() == [0, 1, 2]
+
+
 def test_a_token_takes_the_majority_of_its_valid_pixels():
     labels = np.full((SIZE * 4, SIZE * 4), -1)
     labels[:4, :4] = [[5, 5, 7, -1], [7, 7, -1, -1], [-1] * 4, [-1] * 4]  # 7 by 3 to 2
@@ -232,6 +249,12 @@ def test_fitting_reads_only_chunks_with_labels():
 
 def test_several_scenes_and_points_of_a_table():
     from_maps = Segmenter().fit([scene(), scene(seed=3)], [truth(), FINE])
+    # One without labels teaches nothing, and is no error.
+    nothing = np.full_like(truth(), -1)
+    more = Segmenter().fit([scene(), scene(seed=4), scene(seed=3)], [truth(), nothing, FINE])
+    np.testing.assert_array_equal(more.rule_.weights, from_maps.rule_.weights)
+    with pytest.raises(HeadError, match="no token has a label"):
+        Segmenter().fit([scene(), scene(seed=3)], [nothing, nothing])
     rows = [scene(seed=s).values.reshape(D, -1).T for s in (0, 3)]
     with_gaps = Segmenter().fit(np.concatenate(rows), np.tile(truth().ravel(), 2))
     np.testing.assert_allclose(from_maps.rule_.weights, with_gaps.rule_.weights, atol=1e-3)
@@ -320,7 +343,8 @@ UNFIT = [
     (Segmenter(), scene(), FINE[:, :-4], "do not fit"),
     (Segmenter(), scene(), np.full((SIZE, SIZE), -1), "no token has a label"),
     (Segmenter(), scene() * np.nan, truth(), "hold NaN"),
-    (Segmenter(), scene(), raster(FINE, 10, crs=32634), "labels.rio.reproject"),
+    (Segmenter(), scene(), raster(FINE, 10, crs=32634), "do not overlap"),
+    (Segmenter(), scene(), raster(FINE.astype(str), 10, crs=32634), "cannot be brought over"),
     (Segmenter(), scene(), raster(FINE, 10, left=LEFT + 1e6), "do not overlap"),
     (Segmenter(), scene(), raster(truth(), 9.0).drop_vars("spatial_ref"), "write the CRS"),
     (Segmenter(), [scene()], truth(), "as many label maps"),

@@ -8,7 +8,7 @@ from nec.evaluate.plots import (
     draw_measured_against_predicted,
 )
 from nec.evaluate.rates import RateCurve, bytes_at_levels, compare_rates
-from nec.evaluate.splits import spatial_blocks, spatial_split
+from nec.evaluate.splits import spatial_blocks, spatial_folds, spatial_split
 
 __all__ = [
     "RateCurve",
@@ -20,6 +20,7 @@ __all__ = [
     "draw_measured_against_predicted",
     "label_curve",
     "spatial_blocks",
+    "spatial_folds",
     "spatial_split",
     "transfer_curve",
 ]

@@ -37,6 +37,40 @@ def spatial_blocks(x: ArrayLike, y: ArrayLike, *, size: float) -> NDArray[np.int
     return np.unique(np.floor(place / size), axis=0, return_inverse=True)[1].ravel()
 
 
+def spatial_folds(
+    groups: ArrayLike, *, folds: int, seed: int | np.random.Generator = 0
+) -> NDArray[np.intp]:
+    """Deal whole groups into folds of about as many groups each.
+
+    Parameters
+    ----------
+    groups : array_like
+        (n,) group of each sample, as `spatial_blocks` gives them.
+    folds : int
+        At least 2; more than there are groups leave some empty.
+    seed : int or numpy.random.Generator
+        A generator deals anew each time.
+
+    Returns
+    -------
+    numpy.ndarray
+        (n,) fold of each sample, from 0.
+
+    Raises
+    ------
+    HeadError
+        There is one group only, or one fold.
+    """
+    names, group = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2 or folds < 2:
+        raise HeadError(
+            f"{len(names)} group(s) cannot be dealt into {folds} fold(s)",
+            "use smaller blocks, and two folds at least",
+        )
+    dealt = np.random.default_rng(seed).permutation(np.arange(len(names)) % folds)
+    return np.asarray(dealt[group.ravel()], dtype=np.intp)
+
+
 def spatial_split(
     groups: ArrayLike,
     *,

@@ -1,6 +1,9 @@
 """Label rasters: which label each token gets, whatever the resolution of the labels."""
 
+import logging
+from collections import OrderedDict
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,63 @@ from numpy.typing import NDArray
 from nec.errors import HeadError
 from nec.sampling import Lattice, crs_of
 
+logger = logging.getLogger(__name__)
+
 SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
+# Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
+# than those of embeddings, and are not to be read once for each.
+KEPT = 1 << 27
+
+
+class LabelBlocks:
+    """Windows of lazy labels, whose chunks are computed once for all windows that need them.
+
+    Parameters
+    ----------
+    labels : dask.array.Array
+        (rows, columns).
+    """
+
+    def __init__(self, labels: Any) -> None:
+        self._labels = labels
+        self._ends = [np.cumsum(sizes) for sizes in labels.chunks]
+        self._kept: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+
+    def __getitem__(self, window: tuple[slice, slice]) -> NDArray[Any]:
+        """Compute a window; slices with start and stop."""
+        spans = [
+            range(
+                int(np.searchsorted(ends, part.start, "right")),
+                int(np.searchsorted(ends, part.stop, "left")) + 1,
+            )
+            for ends, part in zip(self._ends, window, strict=True)
+        ]
+        rows, columns = window
+        out = np.empty((rows.stop - rows.start, columns.stop - columns.start), self._labels.dtype)
+        if not out.size:
+            return out
+        for i in spans[0]:
+            for j in spans[1]:
+                block = self._block(i, j)
+                top, left = self._ends[0][i] - block.shape[0], self._ends[1][j] - block.shape[1]
+                y = slice(max(rows.start, top), min(rows.stop, top + block.shape[0]))
+                x = slice(max(columns.start, left), min(columns.stop, left + block.shape[1]))
+                part = block[_moved(y, top), _moved(x, left)]
+                out[_moved(y, rows.start), _moved(x, columns.start)] = part
+        return out
+
+    def _block(self, row: int, column: int) -> NDArray[Any]:
+        found = self._kept.pop((row, column), None)
+        if found is None:
+            found = np.asarray(self._labels.blocks[row, column])
+        self._kept[row, column] = found
+        while len(self._kept) > 1 and sum(b.nbytes for b in self._kept.values()) > KEPT:
+            self._kept.popitem(last=False)
+        return found
+
+
+def _moved(window: slice, start: int) -> slice:
+    return slice(window.start - start, window.stop - start)
 
 
 @dataclass(frozen=True)
@@ -42,8 +101,9 @@ class LabelRaster:
     ) -> "LabelRaster":
         """Lay labels over the tokens of an embedding.
 
-        Labels with a CRS are matched by coordinate, in any phase and resolution; others by
-        shape, which must be that of the tokens or an integer multiple.
+        Labels with a CRS are matched by coordinate, in any phase and resolution; those in another
+        CRS are brought over first, by the nearest neighbour, which is logged. Others are matched
+        by shape, which must be that of the tokens or an integer multiple.
 
         Parameters
         ----------
@@ -57,7 +117,7 @@ class LabelRaster:
         Raises
         ------
         HeadError
-            Shapes, CRS or coordinates do not match.
+            Shapes or coordinates do not match, or labels cannot be brought over.
         """
         ignored = () if ignore_index is None else (ignore_index,)
         if isinstance(labels, xr.DataArray):
@@ -75,10 +135,8 @@ class LabelRaster:
     ) -> "LabelRaster":
         tokens, pixels = Lattice.of(embedding), Lattice.of(labels)
         if not _same_crs(tokens.crs, pixels.crs):
-            raise HeadError(
-                f"the labels are in {_short(pixels.crs)} and the embedding in {_short(tokens.crs)}",
-                "bring them over: labels.rio.reproject(embedding.rio.crs)",
-            )
+            labels = _reprojected(labels, tokens, ignored)
+            pixels = Lattice.of(labels)
         sizes = [abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True)]
         coarse = max(sizes) > SAME_SIZE
         inner, outer = (embedding, pixels) if coarse else (labels, tokens)
@@ -172,10 +230,20 @@ class LabelRaster:
         """Return the label pixels of a window of tokens, and each one's row and column in it."""
         inside_y, inside_x = _span(self.rows, rows), _span(self.columns, columns)
         return (
-            np.asarray(self.values[inside_y, inside_x]),
+            self._read(inside_y, inside_x),
             self.rows[inside_y] - rows.start,
             self.columns[inside_x] - columns.start,
         )
+
+    @cached_property
+    def _blocks(self) -> LabelBlocks | None:
+        lazy = isinstance(self.values, xr.DataArray) and self.values.chunks is not None
+        return LabelBlocks(self.values.data) if lazy else None
+
+    def _read(self, rows: slice, columns: slice) -> NDArray[Any]:
+        if self._blocks is not None:
+            return self._blocks[rows, columns]
+        return np.asarray(self.values[rows, columns])
 
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
         row, column = self.rows[rows], self.columns[columns]
@@ -183,8 +251,8 @@ class LabelRaster:
         if (row < 0).all() or (column < 0).all():
             return np.zeros(shape, self.values.dtype), np.zeros(shape, bool)
         top, left = row[row >= 0].min(), column[column >= 0].min()
-        part = self.values[top : row.max() + 1, left : column.max() + 1]
-        values = np.asarray(part)[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
+        part = self._read(slice(top, row.max() + 1), slice(left, column.max() + 1))
+        values = part[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
         return values, self._valid(values) & (row >= 0)[:, None] & (column >= 0)[None, :]
 
     def _valid(self, values: NDArray[Any]) -> NDArray[np.bool_]:
@@ -211,6 +279,49 @@ def _plane(labels: xr.DataArray) -> xr.DataArray:
     if set(labels.dims) != {"y", "x"}:
         raise HeadError(f"the labels have dimensions {labels.dims}", "pass dimensions y and x")
     return labels.transpose("y", "x")
+
+
+def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]) -> xr.DataArray:
+    """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
+    import rioxarray  # noqa: F401 - registers .rio
+    from rasterio.enums import Resampling
+    from rioxarray.exceptions import RioXarrayError
+
+    theirs, ours = crs_of(labels), tokens.crs
+    if labels.dtype.kind not in "iuf":
+        raise HeadError(
+            f"the labels are in {_short(theirs)}, the embedding in {_short(ours)}, and labels of "
+            f"dtype {labels.dtype} cannot be brought over",
+            "give numbers, or labels in the CRS of the embedding",
+        )
+    ends = [
+        sorted((corner, corner + step * count))
+        for corner, step, count in zip(tokens.corner, tokens.step, tokens.shape, strict=True)
+    ]
+    (bottom, top), (left, right) = ends
+    try:
+        near = labels.rio.clip_box(left, bottom, right, top, crs=ours)
+    except RioXarrayError as error:  # nothing inside, or a single row
+        raise HeadError(
+            f"labels in {_short(theirs)} and an embedding in {_short(ours)} do not overlap",
+            "check their coordinates and CRS",
+        ) from error
+    nodata = labels.rio.nodata
+    if nodata is None and labels.dtype.kind == "f":
+        nodata = np.nan
+    if nodata is None:
+        info = np.iinfo(labels.dtype)
+        fits = [v for v in ignored if not isinstance(v, str) and info.min <= v <= info.max]
+        # Whatever no label is: unlabelled pixels come in at the edges of what is turned.
+        nodata = fits[0] if fits else int(info.max)
+    found = near.rio.reproject(ours, resampling=Resampling.nearest, nodata=nodata)
+    logger.warning(
+        "the labels are in %s: reprojected to %s by the nearest neighbour",
+        _short(theirs),
+        _short(ours),
+    )
+    brought: xr.DataArray = found.rio.write_nodata(nodata)
+    return brought
 
 
 def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> None:

@@ -1,9 +1,12 @@
 """Maps: a decision rule applied to every token of a scene, lazily, and written as a raster."""
 
 import colorsys
+import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +164,13 @@ def write_map(
     path: str | Path,
     *,
     colours: Sequence[tuple[int, int, int]] | None = None,
+    block: int = 8,
 ) -> Path:
-    """Write a map as a cloud-optimised GeoTIFF: of classes with a colour table, or of numbers.
+    """Write a map as a cloud-optimised GeoTIFF (classes with a colour table), or as Zarr.
 
-    A lazy map is computed and written chunk by chunk.
+    A lazy map is computed and written block by block: memory does not grow with the scene.
+    ``labels.to_zarr`` writes the same values, but where a head looks at neighbours it may hold
+    much of the scene at once.
 
     Parameters
     ----------
@@ -172,24 +178,29 @@ def write_map(
         Class indices (y, x) or (cell_y, cell_x) as a head's `predict` gives them; -1 is missing.
         Or numbers of a regressor, NaN where missing.
     path : str or path
-        The file to write; it appears when it is complete, and replaces one that is there.
+        What to write: a Zarr group where the name ends in ``.zarr``, else a GeoTIFF. It appears
+        when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
-        One for each class, 0 to 255. Chosen when not given.
+        One for each class, 0 to 255. Chosen when not given; Zarr has none.
+    block : int, default 8
+        Chunks along each side of a block; so many, and a ring of chunks around them where a head
+        looks at neighbours, are in memory at once. Less needs less memory and reads more chunks
+        twice.
 
     Returns
     -------
     pathlib.Path
-        The file: uint8 with nodata 255 (uint16 with 65535 above 255 classes), and the class
-        names in the tags ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32
-        with nodata NaN, and the units in the band's.
+        What was written. Zarr: the array as it is, that plain xarray opens. GeoTIFF: uint8 with
+        nodata 255 (uint16 with 65535 above 255 classes), and the class names in the tags
+        ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32 with nodata NaN,
+        and the units in the band's.
 
     Raises
     ------
     HeadError
-        No map, no CRS, or not as many colours as classes.
+        No map, no CRS, or not as many colours as classes; a folder that is no Zarr group is
+        where one shall be written.
     """
-    from rasterio.shutil import copy
-
     path = Path(path)
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
@@ -205,30 +216,83 @@ def write_map(
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
     # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+        if path.suffix == ".zarr":
+            return _write_zarr(labels, Path(folder) / "map.zarr", path, block)
+        from rasterio.shutil import copy
+
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
-        _write_plain(labels, plain, names, table)
+        _write_plain(labels, plain, names, table, block)
         resampling = "average" if numbers else "mode"
         copy(plain, finished, driver="COG", compress="deflate", overview_resampling=resampling)
         finished.replace(path)
     return path
 
 
+def _blocks(labels: xr.DataArray, count: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a lazy map into blocks of `count` x `count` chunks that are computed one by one."""
+    cuts = []
+    for sizes in labels.chunks or ():
+        ends = [0, *np.cumsum(sizes).tolist()]
+        kept = [*ends[:-1:count], ends[-1]]
+        cuts.append([slice(start, stop) for start, stop in pairwise(kept)])
+    rows, columns = cuts
+    yield from product(rows, columns)
+
+
+def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Path:
+    """Write a map to a Zarr group aside, and put it in the place of what is there."""
+    if path.exists() and not (path / "zarr.json").exists():
+        raise HeadError(f"{path} is there and is no Zarr group", "choose another name")
+    dims = spatial_dims(labels)
+    labels = labels.transpose(*dims)
+    if labels.chunks is not None:
+        # Those of Zarr are of one size, and no two blocks may share one.
+        labels = labels.chunk({d: max(c) for d, c in zip(dims, labels.chunks, strict=True)})
+    name = str(labels.name or "map")
+    dataset = labels.to_dataset(name=name)
+    # Named as a coordinate, so that plain xarray finds the CRS.
+    told = " ".join(str(key) for key in labels.coords if key not in labels.dims)
+    if told:
+        dataset[name].encoding["coordinates"] = told
+    with warnings.catch_warnings():
+        # Without consolidated metadata plain xarray warns at every opening.
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        dataset.to_zarr(aside, compute=False, zarr_format=3, consolidated=True)
+    if labels.chunks is not None:
+        small = [k for k, v in dataset.variables.items() if set(v.dims) < set(dims)]
+        plane = dataset.drop_vars(small)
+        for window in _blocks(labels, block):
+            region = dict(zip(dims, window, strict=True))
+            plane.isel(region).to_zarr(aside, region=region)
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+    return path
+
+
 class _Band:
     """The one band of an open raster, as something to assign windows to."""
 
-    def __init__(self, raster: Any, nodata: float) -> None:
-        self.raster, self.nodata = raster, nodata
+    def __init__(self, raster: Any, nodata: float, corner: tuple[int, int] = (0, 0)) -> None:
+        self.raster, self.nodata, self.corner = raster, nodata, corner
 
     def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
         missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
         codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
-        self.raster.write(codes, 1, window=Window.from_slices(*window))
+        rows, columns = (
+            slice(w.start + c, w.stop + c) for w, c in zip(window, self.corner, strict=True)
+        )
+        self.raster.write(codes, 1, window=Window.from_slices(rows, columns))
 
 
 def _write_plain(
-    labels: xr.DataArray, path: Path, names: list[str], table: list[tuple[int, int, int]]
+    labels: xr.DataArray,
+    path: Path,
+    names: list[str],
+    table: list[tuple[int, int, int]],
+    block: int,
 ) -> None:
     """Write the tiled GeoTIFF that the cloud-optimised one is copied from."""
     import rasterio
@@ -240,7 +304,8 @@ def _write_plain(
     crs = crs_of(labels)
     if crs is None:
         raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
-    data = labels.transpose(*dims).data
+    labels = labels.transpose(*dims)
+    data = labels.data
     dtype, nodata = ("uint8", 255.0) if len(names) <= 255 else ("uint16", 65535.0)
     if not names:
         dtype, nodata = "float32", np.nan
@@ -264,13 +329,14 @@ def _write_plain(
         else:
             raster.set_band_description(1, str(labels.attrs.get("long_name", labels.name)))
             raster.set_band_unit(1, str(labels.attrs.get("units", "")))
-        band = _Band(raster, nodata)
         if labels.chunks is None:
-            band[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
-        else:
-            from dask.array import store
+            _Band(raster, nodata)[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
+            return
+        from dask.array import store
 
-            store(data, band, lock=threading.Lock())  # type: ignore[arg-type]
+        for rows, columns in _blocks(labels, block):
+            band: Any = _Band(raster, nodata, (rows.start, columns.start))
+            store(data[rows, columns], band, lock=threading.Lock())
 
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:

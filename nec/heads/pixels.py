@@ -103,7 +103,7 @@ def pixel_grid(embedding: xr.DataArray, scale: int) -> xr.DataArray:
     }
     grid = xr.DataArray(blank, dims=("y", "x"), coords=coords)
     if crs_of(embedding) is not None:
-        grid = grid.rio.write_crs(lattice.crs)
+        grid.rio.write_crs(lattice.crs, inplace=True)  # a copy would be as large as the map
     return grid
 
 

@@ -313,6 +313,12 @@ class Segmenter(EmbeddingClassifier):
         ]
         if len({rows.shape[1] for rows, _ in parts}) > 1:
             raise HeadError("the embeddings differ in their number of bands", "take the same bands")
+        # A scene without labels is no error among others.
+        parts = [part for part in parts if len(part[1])]
+        if not parts:
+            raise HeadError(
+                "no token has a label", f"check the labels and ignore_index={self.ignore_index!r}"
+            )
         return (
             np.concatenate([rows for rows, _ in parts]),
             np.concatenate([labels for _, labels in parts]),

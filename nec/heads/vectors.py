@@ -162,7 +162,7 @@ def labelled_rows(
     Returns
     -------
     tuple of numpy.ndarray
-        (n, band) vectors and (n,) labels.
+        (n, band) vectors and (n,) labels; n is 0 where no token has a label.
     """
     if set(embedding.dims) != {"band", "y", "x"}:
         raise HeadError(
@@ -180,19 +180,23 @@ def labelled_rows(
         if share < 1:
             logger.warning("%d tokens have a label: learning from about %d", there, most)
     rng = np.random.default_rng(0)
+    # Windows are chunks. Slices of a lazy array would each look through all of its chunks.
+    chunks = embedding.data.to_delayed(optimize_graph=False) if lazy else None
     parts, found = [], []
-    for rows, columns in windows:
+    for at, (rows, columns) in enumerate(windows):
         values, valid = raster.window(rows, columns)
         if share < 1:
             valid = valid & (rng.random(valid.shape) < share)
         if valid.any():
-            block = embedding.data[:, rows, columns]
-            parts.append(_later(block, valid) if lazy else _taken(block, valid))
+            if chunks is None:
+                parts.append(_taken(embedding.data[:, rows, columns], valid))
+            else:
+                stack = chunks[:, at // chunks.shape[2], at % chunks.shape[2]].tolist()
+                parts.append(_later(stack, valid))
             found.append(values[valid])
     if not parts:
-        raise HeadError(
-            "no token has a label", f"check the labels and ignore_index={ignore_index!r}"
-        )
+        nothing = np.empty((0, embedding.sizes["band"]), embedding.dtype)
+        return nothing, np.empty(0, raster.values.dtype)
     if lazy:
         from dask.base import compute
 
@@ -211,7 +215,12 @@ def _taken(block: Rows, valid: NDArray[np.bool_]) -> Rows:
     return np.ascontiguousarray(block[:, valid].T)
 
 
-def _later(block: Any, valid: NDArray[np.bool_]) -> Any:
+def _later(chunks: list[Any], valid: NDArray[np.bool_]) -> Any:
     from dask.delayed import delayed
 
-    return delayed(_taken, pure=False)(block, valid)
+    return delayed(_taken_of_all, pure=False)(chunks, valid)
+
+
+def _taken_of_all(chunks: list[Rows], valid: NDArray[np.bool_]) -> Rows:
+    # Of chunks along the bands.
+    return np.concatenate([_taken(chunk, valid) for chunk in chunks], axis=1)

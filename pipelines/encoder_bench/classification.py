@@ -19,6 +19,7 @@ from encoder_bench.images import (
 from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
 from nec.encoders.galileo import GalileoEncoder, galileo_tokens
+from nec.evaluate import spatial_blocks, spatial_folds
 from nec.heads.pooling import mean_and_roughness
 
 RESAMPLES, LABELS = 10, 6000
@@ -79,10 +80,7 @@ def bench_eurosat_multispectral(
 ) -> dict[str, Any]:
     """Leave blocks of places out: test images of the pool, training images elsewhere."""
     images = eurosat_multispectral(data, split)
-    zone, *metres = images.place.T
-    keys = np.stack([zone, *(np.floor(m / BLOCK) for m in metres)], axis=1)
-    _, block = np.unique(keys, axis=0, return_inverse=True)
-    block = block.ravel()
+    block = place_blocks(images.place)
     splits = spatial_splits(block, images.pool)
     rows = rows_of(images, encoder, twin, ~images.pool)
     galileo = GalileoEncoder.load(data / "weights" / "galileo_nano")
@@ -106,12 +104,19 @@ def bench_eurosat_multispectral(
     }
 
 
+def place_blocks(place: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return the number of each image's block; those of two zones are never one."""
+    zone, x, y = place.T
+    keys = np.stack([zone, spatial_blocks(x, y, size=BLOCK)], axis=1)
+    return np.unique(keys, axis=0, return_inverse=True)[1].ravel()
+
+
 def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Split]:
     """Deal the blocks into folds, again and again; train outside a fold, test inside it."""
     rng = np.random.default_rng(SEED)
     splits = []
     for _ in range(RESAMPLES):
-        fold = rng.permutation(np.arange(block.max() + 1) % FOLDS)[block]
+        fold = spatial_folds(block, folds=FOLDS, seed=rng)
         splits += [
             (np.flatnonzero(~pool & (fold != f)), np.flatnonzero(pool & (fold == f)))
             for f in range(FOLDS)

@@ -16,6 +16,7 @@ from sklearn.preprocessing import StandardScaler
 
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
+from nec.evaluate import spatial_blocks, spatial_folds
 from nec.evaluate.intervals import confusions, estimates
 
 BANDS = ("blue", "green", "red", "nir", "swir16", "swir22")
@@ -163,10 +164,9 @@ def _blocks(tiles: list[Tile]) -> NDArray[np.intp]:
     """Return the number of each token's block, those of all tiles counted through."""
     parts, first = [], 0
     for tile in tiles:
-        h, w = (-(-s // BLOCK) for s in tile.labels.shape)
-        y, x = (np.arange(s) // BLOCK for s in tile.labels.shape)
-        parts.append((first + y[:, None] * w + x).ravel())
-        first += h * w
+        y, x = np.indices(tile.labels.shape)
+        parts.append(first + spatial_blocks(y.ravel(), x.ravel(), size=BLOCK))
+        first = int(parts[-1].max()) + 1
     return np.concatenate(parts)
 
 
@@ -176,7 +176,7 @@ def block_splits(tiles: list[Tile], units: NDArray[np.intp]) -> list[Split]:
     ends = np.cumsum([t.labels.size for t in tiles])[:-1]
     splits = []
     for _ in range(REPEATS):
-        fold = rng.permutation(np.arange(units.max() + 1) % FOLDS)[units]
+        fold = spatial_folds(units, folds=FOLDS, seed=rng)
         for f in range(FOLDS):
             test = fold == f
             near = [

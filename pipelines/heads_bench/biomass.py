@@ -80,10 +80,39 @@ class Field:
 Row = Callable[[list[NDArray[np.bool_]]], tuple[list[Floats], int | None]]
 
 
-def bench_hainich(
-    data: Path, model: Model, twin: Encoder, work: Path, *, folds: int, steps: int
-) -> dict[str, Any]:
-    """Cross-validate by blocks of 5 km, with 1 km around them; intervals over the blocks."""
+@dataclass(frozen=True)
+class Hainich:
+    """The Hainich: a field of one image, encoded, on the grid of its cells.
+
+    Attributes
+    ----------
+    field : Field
+    raster : dict of str to ndarray of shape (y, x)
+        All predictors by name.
+    template : xarray.DataArray
+        (band, y, x) with the place of the cells.
+    encoded : EncodedScene
+    blocks : ndarray of shape (y, x)
+        What is tested together.
+    buffer : int
+        Cells around that train nothing.
+    """
+
+    field: Field
+    raster: dict[str, Image]
+    template: xr.DataArray
+    encoded: EncodedScene
+    blocks: NDArray[np.intp]
+    buffer: int
+
+    def on_cells(self, embedding: xr.DataArray) -> xr.DataArray:
+        """Take the token of each cell."""
+        places = {"y": self.template.y, "x": self.template.x}
+        return embedding.sel(places, method="nearest", tolerance=1)
+
+
+def read_hainich(data: Path, model: Model, work: Path) -> Hainich:
+    """Read predictors and shots, and encode the optical bands, or take the stores in `work`."""
     folder = data / "biomass" / "hainich_gedi_100m"
     raster, template = _read_hainich(folder / "predictors.tif")
     measured, _ = _read_hainich(folder / "agbd.tif")
@@ -94,19 +123,27 @@ def bench_hainich(
     blocks = blocks_of(labels.shape, cells[0])
     field = Field([optical], [labels], [errors], [blocks_of(labels.shape, cells[2])])
     encoded = _encode(_upsampled(optical, template), work / "hainich", model)
+    return Hainich(field, raster, template, encoded, blocks, cells[1])
+
+
+def bench_hainich(
+    data: Path, model: Model, twin: Encoder, work: Path, *, folds: int, steps: int
+) -> dict[str, Any]:
+    """Cross-validate by blocks of 5 km, with 1 km around them; intervals over the blocks."""
+    place = read_hainich(data, model, work)
+    field, raster, encoded, blocks = place.field, place.raster, place.encoded, place.blocks
+    optical = field.images[0]
     embeddings = {"float32": encoded.uncompressed(model)}
     embeddings |= {f"decoded {rate}": encoded.decoded(rate) for rate in reversed(RATES)}
     untrained = embed_scene(twin, encoded.scene, encoded.grid, Tiling())
     embeddings["untrained twin, float32"] = encoded.placed(untrained)
-    raw = template.copy(data=optical)
+    raw = place.template.copy(data=optical)
     rows: dict[str, Row] = {
-        f"{name}, one convolution": _head_row(
-            field, [array.sel(y=template.y, x=template.x, method="nearest", tolerance=1)]
-        )
+        f"{name}, one convolution": _head_row(field, [place.on_cells(array)])
         for name, array in {**embeddings, "raw bands": raw}.items()
     }
     rows["raw bands of 3 x 3 cells, random forest"] = _forest_row(field, [_around(optical)])
-    rows["raw bands, U-Net from scratch"] = _unet_row(field, Schedule(steps))
+    rows["raw bands, U-Net from scratch"] = unet_row(field, Schedule(steps))
     everything = np.stack(list(raster.values()))
     rows["all 16 predictors (radar, elevation, WorldCover), random forest"] = _forest_row(
         field, [everything]
@@ -114,7 +151,7 @@ def bench_hainich(
     rows["mean of the training labels"] = _mean_row(field)
     splits = [
         ([train], [test])
-        for train, test in block_folds(blocks, folds=folds, buffer=cells[1], seed=SEED)
+        for train, test in block_folds(blocks, folds=folds, buffer=place.buffer, seed=SEED)
     ]
     forest = raster["Map"] == FOREST
     found = _cross_validated(rows, field, splits, [blocks], {"all": None, "forest": [forest]})
@@ -168,7 +205,7 @@ def bench_gedi_structure(data: Path, model: Model, twin: Encoder, *, steps: int)
     rows["raw bands of 3 x 3 pixels, random forest"] = _forest_row(
         field, list(map(_around, images))
     )
-    rows["raw bands, U-Net from scratch"] = _unet_row(field, Schedule(steps))
+    rows["raw bands, U-Net from scratch"] = unet_row(field, Schedule(steps))
     rows["mean of the training labels"] = _mean_row(field)
     splits = []
     for left in range(len(images)):
@@ -313,7 +350,7 @@ def _forest_row(field: Field, features: list[Image]) -> Row:
     return row
 
 
-def _unet_row(field: Field, schedule: Schedule) -> Row:
+def unet_row(field: Field, schedule: Schedule) -> Row:
     """Train a U-Net on the labels' own scale, so that it minimises what it is judged by."""
 
     def row(masks: list[NDArray[np.bool_]]) -> tuple[list[Floats], int | None]:

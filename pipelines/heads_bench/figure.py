@@ -1,14 +1,23 @@
-"""The figure of bench_heads.py: error or accuracy of every row, and biomass scatter."""
+"""The figure of bench_heads.py: error or accuracy of every row, scatter, curves over labels."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from nec.evaluate import draw_confusion, draw_measured_against_predicted
 
-METRICS = {"hainich": "rmse", "gedi_structure": "rmse"}
-UNITS = {"hainich": "Mg/ha", "gedi_structure": "m"}
+METRICS = {
+    "hainich": ("all", "rmse"),
+    "gedi_structure": ("all", "rmse"),
+    "eurosat": ("images", "accuracy"),
+    "ucmerced": ("images", "accuracy"),
+    "alphaearth": ("images", "accuracy"),
+}
+SEGMENTATION = ("pixels", "mean_iou")
+UNITS = {"hainich": "Mg/ha", "gedi_structure": "m", "hainich_labels": "Mg/ha"}
 
 
 def draw(results: dict[str, Any], parts: list[str], out: Path) -> None:
@@ -21,29 +30,88 @@ def draw(results: dict[str, Any], parts: list[str], out: Path) -> None:
     )
     for (left, right), part in zip(axes, there, strict=True):
         found = results[part]
-        metric = METRICS.get(part, "mean_iou")
-        kind = "all" if part in METRICS else "pixels"
-        rows = list(found["rows"])
-        for at, row in enumerate(rows):
-            value = found["rows"][row][kind][metric]
-            ours = row.startswith(("float32", "decoded"))
-            colour = "tab:blue" if ours else "tab:gray"
-            left.plot([value["low"], value["high"]], [at, at], color=colour, lw=2)
-            left.plot(value["value"], at, "o", color=colour)
-        left.set_yticks(range(len(rows)), rows, fontsize=8)
-        left.invert_yaxis()
-        left.grid(alpha=0.3, axis="x")
-        units = f", {UNITS[part]}" if part in UNITS else ""
-        left.set(xlabel=f"{metric}{units} (95 %)", title=part)
-        if "scatter" in found:
-            pairs = found["scatter"]
-            ours = next(name for name in pairs if name != "measured")
-            draw_measured_against_predicted(
-                np.array(pairs["measured"]), np.array(pairs[ours]), units=UNITS[part], ax=right
-            )
-            right.set_title(ours)
-        else:
-            draw_confusion(found["confusion"], found["classes"], ax=right)
-            right.set_title("float32, fpn")
+        panels = list(_panels(part, found))
+        for ax, panel in zip((left, right), panels, strict=False):
+            panel(ax)
+        for ax in (left, right)[len(panels) :]:
+            ax.axis("off")
     figure.savefig(out, dpi=90)
     plt.close(figure)
+
+
+def _panels(part: str, found: dict[str, Any]) -> Iterator[Callable[[Axes], None]]:
+    """Give what there is to draw of a part, two panels at most."""
+    if "rows" in found:
+        yield lambda ax: _draw_rows(ax, part, found["rows"])
+    if "scatter" in found:
+        yield lambda ax: _draw_scatter(ax, part, found["scatter"])
+    elif "label_curve" in found:
+        yield lambda ax: _draw_label_curve(ax, part, found)
+    elif "confusion" in found:
+        yield lambda ax: _draw_confusion(ax, found)
+    elif "curves" in found:
+        for target in ("biomassters", "hainich"):
+            yield lambda ax, t=target: _draw_transfer(ax, found["curves"], t)
+
+
+def _draw_rows(ax: Axes, part: str, rows: dict[str, Any]) -> None:
+    kind, metric = METRICS.get(part, SEGMENTATION)
+    for at, (row, entry) in enumerate(rows.items()):
+        value = entry[kind][metric]
+        colour = "tab:blue" if row.startswith(("float32", "decoded")) else "tab:gray"
+        ax.plot([value["low"], value["high"]], [at, at], color=colour, lw=2)
+        ax.plot(value["value"], at, "o", color=colour)
+    ax.set_yticks(range(len(rows)), list(rows), fontsize=8)
+    ax.invert_yaxis()
+    ax.grid(alpha=0.3, axis="x")
+    units = f", {UNITS[part]}" if part in UNITS else ""
+    ax.set(xlabel=f"{metric}{units} (95 %)", title=part)
+
+
+def _draw_scatter(ax: Axes, part: str, pairs: dict[str, Any]) -> None:
+    ours = next(name for name in pairs if name != "measured")
+    draw_measured_against_predicted(
+        np.array(pairs["measured"]), np.array(pairs[ours]), units=UNITS[part], ax=ax
+    )
+    ax.set_title(ours)
+
+
+def _draw_confusion(ax: Axes, found: dict[str, Any]) -> None:
+    draw_confusion(found["confusion"], found["classes"], ax=ax)
+    ax.set_title("float32, fpn" if "unet_steps" in found else "float32")
+
+
+def _draw_label_curve(ax: Axes, part: str, found: dict[str, Any]) -> None:
+    """Draw heads of a share of the labels, and the network of all of them as a line."""
+    curve = found["label_curve"]
+    base = found.get("rmse_of_reference") or curve["accuracy_of_reference"]
+    for name, entry in curve.items():
+        if not isinstance(entry, dict) or "points" not in entry:
+            continue
+        labels, value, low, high = (
+            [p[k] for p in entry["points"]] for k in ("labels", "value", "low", "high")
+        )
+        line = ax.plot(labels, value, marker="o", label=name)
+        ax.fill_between(labels, low, high, alpha=0.15, color=line[0].get_color())
+    ax.axhspan(base["low"], base["high"], color="tab:gray", alpha=0.15)
+    ax.axhline(base["value"], color="tab:gray", label=f"{curve['reference']}, all labels")
+    ax.set_xscale("log")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)
+    measure = f"RMSE, {UNITS[part]}" if part in UNITS else "accuracy"
+    ax.set(xlabel="labels", ylabel=f"{measure} (95 %)", title=f"{part}: few labels")
+
+
+def _draw_transfer(ax: Axes, curves: dict[str, Any], target: str) -> None:
+    for name, points in curves.items():
+        if not name.endswith(f"to {target}"):
+            continue
+        at = np.arange(len(points))
+        for kind, style in (("score", "-"), ("alone", ":")):
+            means = [np.nan if p[kind]["mean"] is None else p[kind]["mean"] for p in points]
+            text = "with the other region" if kind == "score" else "alone"
+            ax.plot(at, means, style, marker="o", label=f"{name.split(',')[0]}, {text}")
+        ax.set_xticks(at, [p["labels_there"] for p in points])
+    ax.set(ylim=(-1.5, 1), xlabel=f"labels of {target}", ylabel="R2", title=f"to {target}")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize=8)

@@ -4,13 +4,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
+from nec.evaluate import spatial_blocks, spatial_folds
+
 Mask = NDArray[np.bool_]
 
 
 def blocks_of(shape: tuple[int, int], edge: int) -> NDArray[np.intp]:
     """Return the number of each pixel's block, (y, x); odd ends join the last block."""
-    along = [np.minimum(np.arange(s) // edge, max(s // edge - 1, 0)) for s in shape]
-    return along[0][:, None] * (along[1].max() + 1) + along[1]
+    last = [max(s // edge, 1) * edge - 1 for s in shape]
+    y, x = (np.minimum(i, end) for i, end in zip(np.indices(shape), last, strict=True))
+    return spatial_blocks(y.ravel(), x.ravel(), size=edge).reshape(shape)
 
 
 def block_folds(
@@ -22,10 +25,9 @@ def block_folds(
     -------
     list of (train, test), each (y, x) bool
     """
-    count = int(blocks.max()) + 1
-    fold = np.random.default_rng(seed).permutation(count) % folds
+    fold = spatial_folds(blocks.ravel(), folds=folds, seed=seed).reshape(blocks.shape)
     out = []
-    for f in range(min(folds, count)):
-        test = fold[blocks] == f
+    for f in range(int(fold.max()) + 1):
+        test = fold == f
         out.append((distance_transform_edt(~test) > buffer, test))
     return out

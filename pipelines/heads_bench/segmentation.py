@@ -13,6 +13,7 @@ from encoder_bench.dense import L1C, L2A, Tile, embed_tile
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
+from heads_bench.ledger import Ledger
 from heads_bench.places import block_folds, blocks_of
 from heads_bench.unet import Schedule, entropy, train_unet
 from nec.encoders import Encoder
@@ -51,7 +52,17 @@ class Maps:
     splits: list[tuple[list[Mask], list[Mask]]]
 
 
-def bench_terramesh(data: Path, model: Model, twin: Encoder, *, steps: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Budget:
+    """Steps that networks train: the U-Net, and the decoders over embeddings."""
+
+    unet: int
+    decoder: int
+
+
+def bench_terramesh(
+    data: Path, model: Model, twin: Encoder, ledger: Ledger, budget: Budget
+) -> dict[str, Any]:
     """Leave one tile out; of each, the classes that the others have."""
     folder = data / "terramesh"
     names = sorted(p.name for p in (folder / "S2L2A").glob("*.tif"))
@@ -65,12 +76,12 @@ def bench_terramesh(data: Path, model: Model, twin: Encoder, *, steps: int) -> d
         if len(np.unique(labels[left][test[left]])) > 1:
             splits.append(([np.full(y.shape, i != left) for i, y in enumerate(labels)], test))
     maps = Maps(images, labels, units, splits)
-    found = _compared(maps, _embedder(model), _embedder(twin), model, steps)
+    found = _compared("terramesh", maps, (_embedder(model), _embedder(twin)), model, ledger, budget)
     return {"task": "TerraMesh land cover, one tile left out", **found}
 
 
 def bench_flood(
-    data: Path, model: Model, twin: Encoder, *, folds: int, steps: int
+    data: Path, model: Model, twin: Encoder, ledger: Ledger, budget: Budget, *, folds: int
 ) -> dict[str, Any]:
     """Leave blocks of the chip out."""
     folder, name = data / "flood", "Spain_7370579"
@@ -79,12 +90,12 @@ def bench_flood(
     blocks = blocks_of(labels.shape, BLOCK)
     splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
     maps = Maps([image], [labels], [blocks], splits)
-    found = _compared(maps, _embedder(model), _embedder(twin), model, steps)
+    found = _compared("flood", maps, (_embedder(model), _embedder(twin)), model, ledger, budget)
     return {"task": f"Sen1Floods11 water, blocks of {BLOCK} pixels left out", **found}
 
 
 def bench_alberta(
-    data: Path, model: Model, twin: Encoder, *, folds: int, steps: int
+    data: Path, model: Model, twin: Encoder, ledger: Ledger, budget: Budget, *, folds: int
 ) -> dict[str, Any]:
     """Leave blocks of the scene out; its classes are rules on pixels, so it judges the codec."""
     folder = data / "scenes"
@@ -94,57 +105,59 @@ def bench_alberta(
     blocks = blocks_of(labels.shape, 2 * BLOCK)
     splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
     maps = Maps([image], [labels], [blocks], splits)
-    embedders = [_embedder(encoder, ALBERTA) for encoder in (model, twin)]
-    found = _compared(maps, *embedders, model, steps)
+    embedders = (_embedder(model, ALBERTA), _embedder(twin, ALBERTA))
+    found = _compared("alberta", maps, embedders, model, ledger, budget)
     return {"task": f"Alberta's scene classification, blocks of {2 * BLOCK} pixels", **found}
 
 
 def _compared(
+    part: str,
     maps: Maps,
-    embedder: Callable[[Image], Image],
-    untrained: Callable[[Image], Image],
+    embedders: tuple[Callable[[Image], Image], Callable[[Image], Image]],
     model: Model,
-    steps: int,
+    ledger: Ledger,
+    budget: Budget,
 ) -> dict[str, Any]:
     classes = np.unique(np.concatenate([y.ravel() for y in maps.labels]))
     classes = classes[classes >= 0]
     # From here on, indices of classes.
     labels = [np.where(y >= 0, np.searchsorted(classes, y), -1) for y in maps.labels]
-    features = [embedder(image) for image in maps.images]
-    embeddings = {"float32": [rotate(f, model.basis) for f in features]}
-    sizes = {}
-    for rate in reversed(RATES):
-        compressor = model.compressors[rate]
-        coded = [compressor.encode(np.moveaxis(f, 0, -1)) for f in features]
-        embeddings[f"decoded {rate}"] = [
-            rotate(np.moveaxis(compressor.decode(c)[0], -1, 0), model.basis) for c in coded
-        ]
-        sizes[rate] = sum(map(len, coded)) / sum(f[0].size for f in features)
-    embeddings["untrained twin, float32"] = [untrained(image) for image in maps.images]
+    embeddings, sizes = _embeddings(part, maps.images, embedders, model, ledger)
     rows: dict[str, Row] = {
-        f"{name}, {decoder}": _head_row(arrays, decoder)
+        f"{name}, {decoder}": _head_row(arrays, decoder, budget.decoder)
         for name, arrays in embeddings.items()
         for decoder in DECODERS
     }
     rows["raw bands of 5 x 5 pixels, random forest"] = _forest_row(maps.images)
-    rows["raw bands, U-Net from scratch"] = _unet_row(maps.images, len(classes), Schedule(steps))
+    schedule = Schedule(budget.unet)
+    rows["raw bands, U-Net from scratch"] = _unet_row(maps.images, len(classes), schedule)
     rows["majority class"] = _majority
     unit = np.concatenate([u.ravel() for u in maps.units])
     truth = np.concatenate([y.ravel() for y in labels])
     shape = (int(unit.max()) + 1, len(classes))
+
+    def tested(row: Row, split: tuple[list[Mask], list[Mask]]) -> dict[str, NDArray[Any]]:
+        train, test = split
+        found, count = row([np.where(m, y, -1) for m, y in zip(train, labels, strict=True)])
+        inside = np.concatenate([mask.ravel() for mask in test]) & (truth >= 0)
+        flat = np.concatenate([f.ravel() for f in found])[inside]
+        table = confusions(truth[inside], np.maximum(flat, 0), unit[inside], shape)
+        return {"confusions": table, "parameters": np.array(-1 if count is None else count)}
+
     counts: dict[str, NDArray[np.float32]] = {}
     parameters: dict[str, int | None] = {}
-    for name, row in rows.items():
-        total = np.zeros((shape[0], shape[1], shape[1]), np.float32)
-        for train, test in maps.splits:
-            found, parameters[name] = row(
-                [np.where(mask, y, -1) for mask, y in zip(train, labels, strict=True)]
-            )
-            tested = np.concatenate([mask.ravel() for mask in test]) & (truth >= 0)
-            flat = np.concatenate([f.ravel() for f in found])[tested]
-            total += confusions(truth[tested], np.maximum(flat, 0), unit[tested], shape)
-        counts[name] = total
-        log.info("%s done", name)
+    with ledger.counting(part, len(rows) * len(maps.splits)):
+        for name, row in rows.items():
+            found = [
+                ledger.take(
+                    {"part": part, "row": name, "split": at, "of": len(maps.splits)},
+                    lambda row=row, split=split: tested(row, split),
+                )
+                for at, split in enumerate(maps.splits)
+            ]
+            counts[name] = np.sum([f["confusions"] for f in found], axis=0)
+            number = int(found[-1]["parameters"])
+            parameters[name] = None if number < 0 else number
     there = counts[OURS].sum((1, 2)) > 0
     counts = {name: total[there] for name, total in counts.items()}
     table = estimates(counts, reference=OURS, metrics=METRICS, seed=SEED)
@@ -156,18 +169,49 @@ def _compared(
         "unit": "block",
         "units": int(there.sum()),
         "folds": len(maps.splits),
-        "unet_steps": steps,
+        "unet_steps": budget.unet,
+        "decoder_steps": budget.decoder,
         "rows": rows_out,
         "confusion": counts[OURS].sum(0).astype(int).tolist(),
         "classes": classes.tolist(),
     }
 
 
-def _head_row(embeddings: list[Image], decoder: str) -> Row:
+def _embeddings(
+    part: str,
+    images: list[Image],
+    embedders: tuple[Callable[[Image], Image], Callable[[Image], Image]],
+    model: Model,
+    ledger: Ledger,
+) -> tuple[dict[str, list[Image]], dict[str, float]]:
+    """Return embeddings (band, y, x) by row, and the bytes a vector of each rate."""
+    features, untrained = (
+        list(
+            ledger.take(
+                {"part": part, "embedding": name},
+                lambda embed=embed: {f"{i:04d}": embed(image) for i, image in enumerate(images)},
+            ).values()
+        )
+        for name, embed in zip(("trained", "untrained"), embedders, strict=True)
+    )
+    embeddings = {"float32": [rotate(f, model.basis) for f in features]}
+    sizes = {}
+    for rate in reversed(RATES):
+        compressor = model.compressors[rate]
+        coded = [compressor.encode(np.moveaxis(f, 0, -1)) for f in features]
+        embeddings[f"decoded {rate}"] = [
+            rotate(np.moveaxis(compressor.decode(c)[0], -1, 0), model.basis) for c in coded
+        ]
+        sizes[rate] = sum(map(len, coded)) / sum(f[0].size for f in features)
+    return {**embeddings, "untrained twin, float32": untrained}, sizes
+
+
+def _head_row(embeddings: list[Image], decoder: str, steps: int) -> Row:
     arrays = [xr.DataArray(e, dims=("band", "y", "x")) for e in embeddings]
 
     def row(labels: list[Codes]) -> tuple[list[Codes], int | None]:
-        head = Segmenter(decoder=decoder, C=0.03, max_iter=300).fit(arrays, labels)
+        head = Segmenter(decoder=decoder, C=0.03, max_iter=300, steps=steps)
+        head.fit(arrays, labels)
         out = []
         for array, y in zip(arrays, labels, strict=True):
             found = head.predict(array).values
@@ -262,7 +306,15 @@ def _numbered(blocks: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
 
 def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Give the parts of this task, by name."""
-    steps, folds = args.steps, args.folds
-    yield "terramesh", lambda: bench_terramesh(args.data, model, twin, steps=steps)
-    yield "flood", lambda: bench_flood(args.data, model, twin, folds=folds, steps=steps)
-    yield "alberta", lambda: bench_alberta(args.data, model, twin, folds=folds, steps=steps)
+    budget = Budget(args.steps, args.decoder_steps)
+    told = {
+        "weights": model.weights_sha256,
+        "rates": {rate: model.compressors[rate].digest for rate in RATES},
+        "unet_steps": budget.unet,
+        "decoder_steps": budget.decoder,
+    }
+    ledger = Ledger(args.work / "segmentation", told)
+    common = (args.data, model, twin, ledger, budget)
+    yield "terramesh", lambda: bench_terramesh(*common)
+    yield "flood", lambda: bench_flood(*common, folds=args.folds)
+    yield "alberta", lambda: bench_alberta(*common, folds=args.folds)

@@ -1,0 +1,1 @@
+"""Heads on stores that are much larger than memory."""

@@ -1,0 +1,62 @@
+"""What pipelines rest on: results that survive a stop, and the score of a detector."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def pipelines(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "pipelines")
+
+
+def test_what_was_found_is_not_sought_again(tmp_path):
+    from heads_bench.ledger import Ledger
+
+    made = []
+
+    def make(value):
+        made.append(value)
+        return {"found": np.array([value])}
+
+    step = {"part": "p", "split": 1}
+    with Ledger(tmp_path, {"steps": 3}).counting("p", 2) as _:
+        pass
+    for value in (1, 2):
+        found = Ledger(tmp_path, {"steps": 3}).take(step, lambda v=value: make(v))
+        assert found["found"].tolist() == [1]
+    # Another setting or another step is another result; a failure leaves none.
+    assert Ledger(tmp_path, {"steps": 4}).take(step, lambda: make(5))["found"].tolist() == [5]
+    ledger = Ledger(tmp_path, {"steps": 3})
+    with pytest.raises(ZeroDivisionError):
+        ledger.take({**step, "split": 2}, lambda: {"found": np.array([1 / 0])})
+    assert ledger.take({**step, "split": 2}, lambda: make(6))["found"].tolist() == [6]
+    assert made == [1, 5, 6]
+
+
+def test_average_precision_counts_what_is_never_found():
+    from detect_trees import OVERLAP, Found, average_precision, matches, overlaps
+
+    truth = np.array([[0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30.0]])
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 10, 10], [50, 50, 60, 60], [20, 1, 30, 11.0]])
+    scores = np.array([0.9, 0.8, 0.7, 0.6])
+    assert overlaps(boxes[[1]], truth)[0, 0] == pytest.approx(0.9)
+    right = matches(Found(boxes, scores), truth)
+    assert right.tolist() == [True, False, False, True]  # the second finds what was found
+    # Precision 1 at the first hit, 2 of 4 at the second; the third crown counts 0.
+    value = average_precision(right, scores, np.ones(4), len(truth))
+    assert value == pytest.approx((1 + 0.5 + 0) / 3)
+    assert average_precision(right & False, scores, np.ones(4), 3) == 0
+    assert 0 < OVERLAP < 1
+
+
+def test_the_share_of_labels_that_matches():
+    from heads_bench.classification import matched
+
+    points = [
+        {"fraction": f, "difference": {"value": d}, "no_worse": n}
+        for f, d, n in ((0.1, -0.2, False), (0.3, -0.004, True), (1.0, 0.02, True))
+    ]
+    assert matched(points) == {"reaches_at": 1.0, "no_worse_at": 0.3}
+    assert matched(points[:1]) == {"reaches_at": None, "no_worse_at": None}
