@@ -92,7 +92,7 @@ def test_the_limit_is_one(places):
     from bench_out_of_core import run_step
 
     paths, _, _ = places
-    with pytest.raises(RuntimeError, match="(?s)failed.*(MemoryError|allocate|new thread)"):
+    with pytest.raises(RuntimeError, match=r"(?s)failed.*(MemoryError|allocate|new thread)"):
         run_step(
             "linear", paths | {"points": ""}, paths["folder"] / "no.tif",
             rows=SHARD, limit=250 << 20, workers=2, steps=0,
