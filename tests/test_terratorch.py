@@ -22,7 +22,7 @@ from nec.errors import ModelError
 if importlib.util.find_spec("terratorch") is None:
     pytest.skip("not installed: pip install 'nec[terratorch]'", allow_module_level=True)
 
-from nec.encoders.terratorch import HLS, SENTINEL2_L2A, kind_of
+from nec.encoders.terratorch_backbones import HLS, SENTINEL2_L2A, kind_of
 from nec.encoders.torchvision_schemas import import_torchvision
 
 # TerraTorch's libraries warn a lot as they are imported.
