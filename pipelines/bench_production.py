@@ -43,6 +43,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=TILE, help="edge of the large scene, pixels")
     parser.add_argument("--middle", type=int, default=1024, help="edge of the timed scene, pixels")
     parser.add_argument("--thousand", type=int, default=1000, help="small scenes, 5 %% broken")
+    parser.add_argument("--days", type=int, default=100, help="those of them that make a series")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
     args = parser.parse_args()
     logging.getLogger("nec").setLevel(logging.ERROR)
@@ -78,7 +79,7 @@ def main() -> None:
             "kill_series": lambda: kill_series(days(), work, kills=args.kills),
             "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
             "memory": lambda: bench_memory(tiled(args.size), small, work),
-            "thousand": lambda: bench_thousand(numbers, work, count=args.thousand),
+            "thousand": lambda: bench_thousand(numbers, work, count=args.thousand, days=args.days),
             "http": lambda: bench_ranges(sealed(args.middle), work, repeats=args.repeats),
         }
         path = args.out.with_suffix(".json")

@@ -15,11 +15,13 @@ import nec
 from production_bench.memory import MEASURE
 from production_bench.scenes import write_tiled
 
-# Pixels of a scene each way; every how many-th is broken; scenes of the series.
-EDGE, EVERY, DAYS = 32, 20, 100
+# Pixels of a scene each way; every how many-th is broken.
+EDGE, EVERY = 32, 20
 
 
-def bench_thousand(numbers: NDArray[np.uint16], work: Path, *, count: int) -> dict[str, Any]:
+def bench_thousand(
+    numbers: NDArray[np.uint16], work: Path, *, count: int, days: int
+) -> dict[str, Any]:
     """Encode many small scenes with broken ones among them; again; and again when they are whole.
 
     Parameters
@@ -30,8 +32,10 @@ def bench_thousand(numbers: NDArray[np.uint16], work: Path, *, count: int) -> di
         For scenes and stores.
     count : int
         Scenes.
+    days : int
+        Scenes of the series.
     """
-    days = min(DAYS, count)
+    days = min(days, count)
     scenes = write_days(work / "thousand", numbers, count)
     listed = _list(work / "hundred.txt", scenes[:days])
     return {
@@ -94,7 +98,8 @@ def _broken(data: bytes, number: int) -> bytes:
         data[:middle],
         b"<html>404 not found</html>",
         b"",
-        data[:middle] + bytes(500) + data[middle + 500 :],
+        # Zeros there may decode, and only to what fills up a block of pixels.
+        data[:middle] + b"\xff" * 500 + data[middle + 500 :],
     )[number % 4]
 
 
