@@ -95,6 +95,27 @@ def test_bad_scenes_are_named_and_the_others_go_on(
     assert all(nec.verify(store).ok for store in out.glob("*.zarr"))
 
 
+def test_a_scene_that_comes_again_after_a_part_failed_is_encoded_anew(
+    scenes: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = Scene.read
+
+    def damaged(self: Scene, *window: slice) -> np.ndarray:
+        if "b.tif" in self.sources:
+            raise SceneError("b.tif cannot be read", "fetch it again")
+        return read(self, *window)
+
+    out = tmp_path / "out"
+    with monkeypatch.context() as patched:
+        patched.setattr(Scene, "read", damaged)
+        report = nec.encode_archive(scenes, out, model=model, retries=Retries(0))
+    assert report.stores["b"].failed
+    (scenes / "b.tif").write_bytes((scenes / "c.tif").read_bytes())
+    assert nec.encode_archive(scenes, out, model=model).ok
+    nec.encode_archive(scenes, tmp_path / "straight", model=model)
+    assert objects(out) == objects(tmp_path / "straight")
+
+
 def test_a_complete_store_of_a_changed_scene_is_left_alone(
     scenes: Path, model: Model, tmp_path: Path
 ) -> None:

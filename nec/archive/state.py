@@ -44,7 +44,9 @@ def is_of_earlier_source(path: Path, fingerprint: str, attributes: Mapping[str, 
     own = found["nec"]
     if "seal" in own or own["fingerprint"] == fingerprint:
         return False
-    return merge(found, attributes) == found and any(
+    # How to install what reads it every store says in its own words, whatever its job does.
+    told = {key: value for key, value in attributes["nec"].items() if key != "install"}
+    return merge(found, {**attributes, "nec": told}) == found and any(
         receipt.status == "failed" for receipt in _receipts(path)
     )
 
