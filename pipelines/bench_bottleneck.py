@@ -21,6 +21,7 @@ from codec_bench.baselines import PrincipalComponents
 from encoder_bench.probes import probe
 from fit_compressors import GAMMA
 from numpy.typing import NDArray
+from rate_bench.tasks import MEAN, ROUGH, pooled_both
 from torch import Tensor
 from train_bottleneck import LADDER, load_network, pieces
 from trunk import WEIGHTS, Targets, features_of, load_parts
@@ -28,12 +29,10 @@ from trunk import WEIGHTS, Targets, features_of, load_parts
 from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
 from nec.compressor import Compressor
 from nec.evaluate import RateCurve
-from nec.heads.pooling import mean_and_roughness
 from nec.model import ENCODER, load_model
 
 BASE = "transform codec"
 SHARES = tuple(WEIGHTS)
-MEAN, ROUGH = "mean", "mean and roughness"
 SCALING = "per component"
 
 
@@ -170,9 +169,8 @@ def main() -> None:
                 "unexplained": unexplained(decoded),
             }
         )
-        described = mean_and_roughness(decoded.numpy())
-        vectors[ROUGH, name, len(rows[name]) - 1] = described
-        vectors[MEAN, name, len(rows[name]) - 1] = described[:, : decoded.shape[1]]
+        for pooling, vector in pooled_both(decoded.numpy()).items():
+            vectors[pooling, name, len(rows[name]) - 1] = vector
         print(name, rows[name][-1], flush=True)
 
     def add_compressors(name: str, features: Tensor, compressors: list[Compressor]) -> None:
@@ -224,11 +222,9 @@ def main() -> None:
             add_compressors(run.name, features, ladder)
         training[run.name] = record
 
-    described = mean_and_roughness(floats.numpy())
-    ideal = {ROUGH: described, MEAN: described[:, : floats.shape[1]]}
     trivial: dict[str, dict] = {}
     reference: dict[str, dict] = {}
-    for pooling, vector in ideal.items():
+    for pooling, vector in pooled_both(floats.numpy()).items():
         components = PrincipalComponents.fit(vector[train])
         pooled = {
             f"PCA-{k} int8 of {pooling}": (

@@ -85,6 +85,11 @@ def _make_galileo(card: dict[str, Any], folder: Path, precision: str) -> "Encode
     return Galileo(GalileoEncoder.load(folder), name=card["name"], precision=precision)
 
 
+def statistics_file(checkpoint: Path) -> Path:
+    """Return where a user says the statistics of a TerraTorch checkpoint's bands."""
+    return checkpoint.with_name(f"{checkpoint.name}.statistics.json")
+
+
 def _find_terratorch(where: str) -> Published:
     name, sign, file = where.partition("@")
     checkpoint = Path(file)
@@ -94,7 +99,7 @@ def _find_terratorch(where: str) -> Published:
             "write terratorch:BACKBONE@CHECKPOINT, as terratorch:prithvi_eo_v2_300@Prithvi.pt, or "
             "pass --checkpoint",
         )
-    beside = checkpoint.with_name(f"{checkpoint.name}.statistics.json")
+    beside = statistics_file(checkpoint)
     statistics = None
     if beside.exists():
         try:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from nec.encoders.terratorch_backbones import Clay, Dofa, kind_of
+from nec.encoders.families import statistics_file
+from nec.encoders.terratorch_backbones import kind_of
 from nec.errors import MissingLibraryError, ModelError
 
 
@@ -48,9 +49,10 @@ class TerraTorchEncoder:
         self.network = self._made()
         known = {k: (float(m), float(s)) for k, (m, s) in (statistics or {}).items()}
         self._statistics = known or self.kind.statistics(backbone)
-        if missing := [b for b in self.kind.bands if b not in self._statistics and not known]:
+        if not self._statistics:
             raise ModelError(
-                f"nobody publishes mean and deviation of {backbone}'s bands {', '.join(missing)}",
+                f"nobody publishes mean and deviation of {backbone}'s bands "
+                f"{', '.join(self.kind.bands)}",
                 f"write them to {statistics_file(checkpoint)}: "
                 '{"blue": [mean, deviation], ...} in reflectance times 10,000',
             )
@@ -74,7 +76,7 @@ class TerraTorchEncoder:
     def _load(self, checkpoint: Path) -> None:
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-            self.network.load_state_dict(self.kind.own_weights(state, self.network, self.name))
+            self.network.load_state_dict(self.kind.own_weights(state, self.network))
         except Exception as error:  # whatever a file that is none of this network's leads to
             told = " ".join(line.strip() for line in str(error).splitlines()[:3])
             raise ModelError(
@@ -121,16 +123,11 @@ class TerraTorchEncoder:
                 f"choose among {', '.join(self.bands)}",
             )
         rows, columns = chips.shape[2:]
-        fixed = isinstance(self.kind, Dofa | Clay)
-        fits = rows == self.kind.edge if fixed else rows % self.patch_size == 0
+        several = self.kind.any_size
+        fits = rows % self.patch_size == 0 if several else rows == self.kind.edge
         if rows != columns or not fits:
             raise ModelError(
                 f"chips of {rows} x {columns} pixels do not suit {self.name}",
                 f"it takes squares of {self.kind.edge} pixels"
-                + ("" if fixed else f", or of another multiple of {self.patch_size}"),
+                + (f", or of another multiple of {self.patch_size}" if several else ""),
             )
-
-
-def statistics_file(checkpoint: Path) -> Path:
-    """Return where a user says the statistics of a checkpoint's bands."""
-    return checkpoint.with_name(f"{checkpoint.name}.statistics.json")

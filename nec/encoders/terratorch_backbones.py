@@ -66,6 +66,8 @@ class Backbone:
         Common names of its bands, in the network's order.
     patch, edge : int
         Edge of a token and of an image that it was trained on, pixels.
+    any_size : bool
+        Whether other multiples of the patch do as well as `edge`.
     fills : bool
         Whether a missing band is fed as its mean, 0: a linear projection of patches then gives
         what it gives without the band. Else the network is told which bands there are.
@@ -75,6 +77,7 @@ class Backbone:
     bands: ClassVar[tuple[str, ...]]
     patch: ClassVar[int] = 16
     edge: ClassVar[int] = 224
+    any_size: ClassVar[bool] = True
     fills: ClassVar[bool] = True
 
     def statistics(self, name: str) -> Statistics:
@@ -87,11 +90,9 @@ class Backbone:
         network: nn.Module = _registry().build(name, pretrained=False)
         return network
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Return the entries of a checkpoint that are the network's, by its names."""
-        del network, name
+        del network
         return dict(state)
 
     def run(
@@ -132,16 +133,13 @@ class Prithvi(Backbone):
             zip(self.bands, zip(settings["mean"], settings["std"], strict=True), strict=True)
         )
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Take the encoder of the published autoencoder; positions are computed."""
         from terratorch.models.backbones.prithvi_vit import (
             PRETRAINED_BANDS,
             checkpoint_filter_fn_vit,
         )
 
-        del name
         found: dict[str, Tensor] = checkpoint_filter_fn_vit(
             state, network, PRETRAINED_BANDS, PRETRAINED_BANDS
         )
@@ -190,11 +188,8 @@ class TerraMind(Backbone):
         network: nn.Module = _registry().build(name, pretrained=False, modalities=["S2L2A"])
         return network
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Leave what belongs to other modalities and to the decoder."""
-        del name
         own = network.state_dict().keys()
         return {key: value for key, value in state.items() if key in own}
 
@@ -204,6 +199,7 @@ class Dofa(Backbone):
 
     prefix = "dofa_"
     bands = tuple(band for band in SENTINEL2_L2A if band not in ("coastal", "nir09"))
+    any_size = False
     fills = False
     names: ClassVar[dict[str, str]] = {
         "blue": "BLUE",
@@ -223,11 +219,8 @@ class Dofa(Backbone):
         network: nn.Module = _registry().build(name, pretrained=False, model_bands=["RED"])
         return network
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Leave norm and head of the pooled vector as they are: no token passes them."""
-        del name
         unused = {
             key: value
             for key, value in network.state_dict().items()
@@ -255,6 +248,7 @@ class Clay(Backbone):
     bands = Dofa.bands
     patch = 8
     edge = 256
+    any_size = False
     fills = False
     # Of Sentinel-2 L2A, as Clay publishes them in its metadata.yaml.
     published: ClassVar[Statistics] = {
@@ -287,11 +281,8 @@ class Clay(Backbone):
         del name
         return dict(self.published)
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Take the encoder of the published Lightning checkpoint, or of a plain state dict."""
-        del name
         entries = state.get("state_dict", state)
         found = {
             key.replace("model.encoder.", "clay_encoder.", 1): value
@@ -323,16 +314,13 @@ class Swin(Backbone):
     bands = HLS
     stage: ClassVar[int] = 2
 
-    def own_weights(
-        self, state: Mapping[str, Any], network: nn.Module, name: str
-    ) -> dict[str, Tensor]:
+    def own_weights(self, state: Mapping[str, Any], network: nn.Module) -> dict[str, Tensor]:
         """Take the backbone; of Swin's own layout, by TerraTorch's rules."""
         from terratorch.models.backbones.prithvi_swin import (
             convert_weights_swin2mmseg,
             weights_are_swin_implementation,
         )
 
-        del name
         entries = state.get("state_dict", state.get("model", state))
         if weights_are_swin_implementation(entries):
             encoder = {k.removeprefix("encoder."): v for k, v in entries.items()}
