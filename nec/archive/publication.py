@@ -9,7 +9,7 @@ from typing import Any
 
 from nec.archive.creation import read_root
 from nec.archive.manifest import KEY, check_seal, read_part
-from nec.archive.receipts import StoredObject
+from nec.archive.receipts import StoredObject, read_object
 from nec.archive.seal import root_entry
 from nec.errors import MissingLibraryError, StoreError
 
@@ -141,16 +141,11 @@ def _is_there(file: Path, about: dict[str, Any] | None) -> bool:
 
 def _objects(path: Path, root: Mapping[str, Any]) -> Iterator[tuple[str, StoredObject]]:
     """Go through all objects: arrays and metadata, then the manifest that vouches for them."""
-
-    def read(key: str) -> bytes | None:
-        file = path / key
-        return file.read_bytes() if file.exists() else None
-
-    index = read(KEY)
+    index = read_object(path / KEY)
     manifest = check_seal(index, root, str(path))
     own = {}
     for part in manifest.parts:
-        data = read(part.key)
+        data = read_object(path / part.key)
         yield from read_part(data, part, str(path)).items()
         own[part.key] = StoredObject.of(data or b"")
     yield from own.items()
@@ -158,9 +153,8 @@ def _objects(path: Path, root: Mapping[str, Any]) -> Iterator[tuple[str, StoredO
 
 
 def _checked(path: Path, key: str, expected: StoredObject) -> bytes:
-    file = path / key
-    data = file.read_bytes() if file.exists() else b""
-    if StoredObject.of(data) != expected:
-        problem = "is not the object that was sealed" if data else "is missing"
+    data = read_object(path / key)
+    if data is None or StoredObject.of(data) != expected:
+        problem = "is missing" if data is None else "is not the object that was sealed"
         raise StoreError(f"{key} of {path} {problem}", "run nec verify; restore it from a copy")
     return data

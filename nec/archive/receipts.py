@@ -14,6 +14,14 @@ FOLDER = "nec/receipts"
 Status = Literal["written", "missing", "failed"]
 
 
+def read_object(path: Path) -> bytes | None:
+    """Read an object of a store on this machine; None where there is none."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 @dataclass(frozen=True)
 class StoredObject:
     """Size in bytes and SHA-256 of one object."""
@@ -104,9 +112,8 @@ def receipt_key(task: Task) -> str:
 def load_receipt(store: Path, task: Task) -> Receipt | None:
     """Read a task's receipt; None where there is none, StoreError where it is damaged."""
     key = receipt_key(task)
-    try:
-        data = (store / key).read_bytes()
-    except FileNotFoundError:
+    data = read_object(store / key)
+    if data is None:
         return None
     receipt = Receipt.from_bytes(data, f"{key} of {store}")
     if receipt.task != task:
@@ -125,10 +132,10 @@ def discrepancies(store: Path, receipt: Receipt) -> Iterator[tuple[str, str]]:
 
 def discrepancy(path: Path, expected: StoredObject) -> str | None:
     """Say what is wrong with one object: missing, of another size, of other content; or None."""
-    try:
-        found = StoredObject.of(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    data = read_object(path)
+    if data is None:
         return "object is missing"
+    found = StoredObject.of(data)
     if found.size != expected.size:
         return f"object has {found.size:,} bytes instead of {expected.size:,}"
     if found.sha256 != expected.sha256:

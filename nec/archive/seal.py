@@ -12,7 +12,7 @@ from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import FOLDER, KEY, check_seal, seal_of, write_manifest
 from nec.archive.metadata import canonical, root_digest
 from nec.archive.receipts import FOLDER as RECEIPTS
-from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
+from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt, read_object
 from nec.archive.series import FOLDER as SCENES
 from nec.archive.series import Fingerprints, is_step_key, settle
 from nec.archive.temporaries import locked, put, tidy
@@ -81,7 +81,7 @@ def seal(store: str | Path, *, allow_failed: bool = False) -> None:
 def _seal(path: Path, *, allow_failed: bool) -> None:
     root = read_root(path)
     if "seal" in root["attributes"]["nec"]:
-        check_seal(_read(path / KEY), root, str(path))
+        check_seal(read_object(path / KEY), root, str(path))
         shutil.rmtree(path / RECEIPTS, ignore_errors=True)
         logger.info("%s is sealed already", path)
         return
@@ -123,10 +123,3 @@ def _settled(path: Path, task: Task, vouched: Fingerprints, *, allow_failed: boo
     for key, problem in discrepancies(path, receipt):
         raise StoreError(f"{key} of {path}: {problem}", "resume the run, then seal")
     return receipt
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return None

@@ -24,6 +24,7 @@ from nec.archive.metadata import (
     stamp,
     stamp_root,
 )
+from nec.archive.receipts import read_object
 from nec.archive.temporaries import building, locked, put
 from nec.errors import StoreError
 
@@ -117,9 +118,8 @@ def step_key(index: int) -> str:
 def load_step(store: Path, index: int) -> TimeStep | None:
     """Read the scenes of a time; None where none are known yet, StoreError where damaged."""
     key = step_key(index)
-    try:
-        data = (store / key).read_bytes()
-    except FileNotFoundError:
+    data = read_object(store / key)
+    if data is None:
         return None
     return TimeStep.from_bytes(data, index, f"{key} of {store}")
 

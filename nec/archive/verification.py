@@ -13,7 +13,7 @@ from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import KEY, check_seal, read_part
 from nec.archive.receipts import FOLDER as RECEIPTS
-from nec.archive.receipts import StoredObject, discrepancy, load_receipt
+from nec.archive.receipts import StoredObject, discrepancy, load_receipt, read_object
 from nec.archive.seal import filled_arrays, is_fixed, root_entry, store_keys
 from nec.archive.series import Fingerprints, lags, load_step, step_keys
 from nec.archive.shard import chunks_of, damage
@@ -148,16 +148,9 @@ def verify(store: str | Path, *, decode: bool = True) -> Report:
     )
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-
-
 def _by_manifest(check: _Check, root: dict[str, Any]) -> dict[str, StoredObject]:
     try:
-        manifest = check_seal(_read(check.path / KEY), root, str(check.path))
+        manifest = check_seal(read_object(check.path / KEY), root, str(check.path))
     except StoreError as error:
         check.blame(KEY if error.what.startswith(KEY) else "zarr.json", error.what)
         # Nothing vouches for the objects any more, so their own checksums have to do.
@@ -165,7 +158,7 @@ def _by_manifest(check: _Check, root: dict[str, Any]) -> dict[str, StoredObject]
     expected: dict[str, StoredObject] = {}
     for part in manifest.parts:
         try:
-            expected |= read_part(_read(check.path / part.key), part, str(check.path))
+            expected |= read_part(read_object(check.path / part.key), part, str(check.path))
         except StoreError as error:
             check.blame(part.key, error.what)
     return expected
@@ -211,7 +204,7 @@ def _compare(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredO
         problem = discrepancy(check.path / key, stored)
         if problem:
             array = arrays.get(key.partition("/c/")[0])
-            data = _read(check.path / key)
+            data = read_object(check.path / key)
             inner = damage(array, data) if array is not None and data is not None else []
             check.blame(key, "; ".join([problem, *inner]))
 
@@ -262,7 +255,7 @@ def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredOb
     for array in filled:
         for task in array.tasks() if array.name in codecs else ():
             key = array.key(task)
-            data = _read(check.path / key)
+            data = read_object(check.path / key)
             if data is None or key in blamed:
                 continue
             for what in _undecodable(array, data, codecs[array.name]):

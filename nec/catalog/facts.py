@@ -16,6 +16,7 @@ from nec.archive.creation import read_root
 from nec.archive.manifest import KEY, check_seal
 from nec.archive.metadata import sha256
 from nec.archive.reader import read_steps
+from nec.archive.receipts import read_object
 from nec.archive.series import is_series
 from nec.errors import CatalogError
 
@@ -56,9 +57,7 @@ class StoreFacts:
         if "tasks" not in own:
             raise CatalogError(f"{path} is unfinished", "run the same nec encode again")
         if "seal" in own:
-            manifest = path / KEY
-            data = manifest.read_bytes() if manifest.is_file() else None
-            check_seal(data, root, str(path))
+            check_seal(read_object(path / KEY), root, str(path))
         return cls(path, path.relative_to(folder).with_suffix("").as_posix(), root)
 
     @property
