@@ -12,13 +12,13 @@ from nec.archive.temporaries import beside
 from nec.errors import StoreError
 
 
-def is_sealed(path: Path, fingerprint: str) -> bool:
-    """Whether the sealed store of this very run is there; what is damaged is not."""
+def is_sealed(path: Path, fingerprint: str | None = None) -> bool:
+    """Whether a sealed store is there, of this very run where one is named; damaged is none."""
     try:
         own = read_root(path)["attributes"]["nec"]
     except StoreError:
         return False
-    return "seal" in own and own["fingerprint"] == fingerprint
+    return "seal" in own and fingerprint in (None, own["fingerprint"])
 
 
 def is_of_earlier_source(path: Path, fingerprint: str, attributes: Mapping[str, Any]) -> bool:

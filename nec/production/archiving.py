@@ -219,14 +219,12 @@ class _Run:
         """Note a store, or a day of a series, whose tasks are done."""
         for task, reason in report.failures.items():
             self.failures[f"{store.name}, shard {task}"] = reason
-        more: dict[str, Any] = {}
-        if isinstance(store, DayFilling):
-            more["scenes"] = len(store.scenes)
-        else:
+        if not isinstance(store, DayFilling):
             self.stores[store.name] = report
             if self.sealing and not report.failed:
                 seal(report.store)
-        self.journal.settled(store.name, bad=bool(report.failed), **more, **report.summary())
+        bad = bool(report.failed)
+        self.journal.settled(store.name, bad=bad, scenes=store.count, **report.summary())
         if isinstance(store, DayFilling):
             store.series.settle()
 

@@ -117,8 +117,11 @@ def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
     SceneError, ModelError
         If the scene has no band that the model takes, or chips do not fit cells.
     """
+    return _source(scene.select(usable_bands(scene.name, scene.bands, model)), model, tiling)
+
+
+def _source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
     check_tiling(model, tiling)
-    scene = scene.select(usable_bands(scene.name, scene.bands, model))
     grid = TokenGrid.around(scene.geobox, patch=model.encoder.patch_size, cell=CELL)
     return SceneFeatures(scene, model, grid, tiling, scene.versions())
 
@@ -140,7 +143,7 @@ def scene_job(
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
     compressor = model.compressor(rate).guarded(min_cosine)
     scene = scene.select(usable_bands(scene.name, scene.bands, model))
-    source = scene_source(scene, model, tiling)
+    source = _source(scene, model, tiling)
     grid = source.grid
     attributes = own_attributes(model, compressor, rate, scene.bands) | {
         "sources": list(scene.sources),

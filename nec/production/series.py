@@ -23,6 +23,7 @@ from nec.archive import (
     StoreWriter,
     TimeStep,
     TokenGrid,
+    is_sealed,
     seal,
 )
 from nec.archive.adoption import adopt
@@ -206,7 +207,7 @@ def _open_day(series: Series, day: np.datetime64) -> list[DayFilling | Unopened]
     members = series.days[day]
     names = tuple(scene.entry.name for scene in members)
     try:
-        if _is_sealed(series.path):
+        if is_sealed(series.path):
             return _compare_sealed(series, day)
         return _open_unsealed(series, day)
     except Exception as error:  # whatever is wrong with this store, or this day of it
@@ -217,21 +218,14 @@ def _open_day(series: Series, day: np.datetime64) -> list[DayFilling | Unopened]
         return [Unopened(name, reason_of(error)) for name in names]
 
 
-def _is_sealed(path: Path) -> bool:
-    try:
-        return "seal" in read_root(path)["attributes"]["nec"]
-    except StoreError:
-        return False
-
-
 def _compare_sealed(series: Series, day: np.datetime64) -> list[DayFilling | Unopened]:
     """Say of each scene of a day whether a sealed store holds just that."""
-    root = read_root(series.path)
-    bands = root["attributes"]["nec"]["bands"]
+    own = read_root(series.path)["attributes"]["nec"]
+    bands = own["bands"]
     index = {known: at for at, known in enumerate(stored_days(series.path))}
     step = load_step(series.path, index[day]) if day in index else None
     held = {} if step is None else {scene.name: scene.digest for scene in step.scenes}
-    same = root["attributes"]["nec"]["fingerprint"] == _fingerprint(series, bands)
+    same = own["fingerprint"] == _fingerprint(series, bands)
     found: list[DayFilling | Unopened] = []
     for placed in series.days[day]:
         name = placed.entry.name
