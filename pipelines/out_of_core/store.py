@@ -8,7 +8,16 @@ import rasterio
 from affine import Affine
 from numpy.typing import NDArray
 
-from nec.archive import Layout, Receipt, StoreWriter, TokenGrid, open_store, read_basis, seal
+from nec.archive import (
+    Layout,
+    Receipt,
+    StoreWriter,
+    TokenGrid,
+    is_sealed,
+    open_store,
+    read_basis,
+    seal,
+)
 from nec.archive.creation import read_root, stored_arrays, stored_codec
 from nec.archive.receipts import StoredObject
 from nec.sampling import Lattice, without_time
@@ -32,7 +41,7 @@ def repeat_store(small: Path, large: Path, tokens: int) -> Path:
     tokens : int
         Whole cells of 16.
     """
-    if (large / "nec" / "manifest.json").exists():
+    if is_sealed(large):
         return large
     root = read_root(small)
     array = without_time(open_store(small)["embedding"])
