@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--scenes", type=int, default=8, help="small scenes to be killed over")
     parser.add_argument("--size", type=int, default=TILE, help="edge of the large scene, pixels")
-    parser.add_argument("--middle", type=int, default=1024, help="edge of the timed scene, pixels")
+    parser.add_argument("--middle", type=int, default=2048, help="edge of the timed scene")
     parser.add_argument("--thousand", type=int, default=1000, help="small scenes, 5 %% broken")
     parser.add_argument("--days", type=int, default=100, help="those of them that make a series")
     parser.add_argument("--repeats", type=int, default=5, help="of each timing")
@@ -66,21 +66,22 @@ def main() -> None:
                 write_days(work / "few_days", numbers, args.scenes)
             return work / "few_days"
 
-        def sealed(edge: int) -> Path:
-            store = work / f"tiled{edge}.zarr"
-            if not (store / "nec" / "manifest.json").exists():
-                nec.encode(tiled(edge), store)
-                nec.seal(store)
-            return store
+        large = work / f"tiled{args.size}.zarr"
+
+        def sealed() -> Path:
+            if not (large / "nec" / "manifest.json").exists():
+                nec.encode(tiled(args.size), large)
+                nec.seal(large)
+            return large
 
         parts: dict[str, Callable[[], dict[str, Any]]] = {
             "kill": lambda: kill_producer(small, work, kills=args.kills),
             "kill_worker": lambda: kill_worker(small, work, kills=args.kills),
             "kill_series": lambda: kill_series(days(), work, kills=args.kills),
             "throughput": lambda: bench_throughput(tiled(args.middle), work, repeats=args.repeats),
-            "memory": lambda: bench_memory(tiled(args.size), small, work),
+            "memory": lambda: bench_memory(tiled(args.size), large, small, work),
             "thousand": lambda: bench_thousand(numbers, work, count=args.thousand, days=args.days),
-            "http": lambda: bench_ranges(sealed(args.middle), work, repeats=args.repeats),
+            "http": lambda: bench_ranges(sealed(), work, repeats=args.repeats),
         }
         path = args.out.with_suffix(".json")
         results = json.loads(path.read_text()) if path.exists() else {}

@@ -1,5 +1,6 @@
 """Peak memory of the producer: one scene of a Sentinel-2 tile's size, and ever more scenes."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +24,19 @@ def peak_of(*arguments: str) -> int:
     return int(done.stdout)
 
 
-def bench_memory(large: Path, small: Path, work: Path, *, workers: int = 2) -> dict[str, Any]:
+def bench_memory(
+    large: Path, store: Path, small: Path, work: Path, *, workers: int = 2
+) -> dict[str, Any]:
     """Measure the peak over a large scene, and over 1, 2, 4, ... of the small ones.
 
-    Peaks of the whole process, torch and compiled kernels included.
+    Peaks of the whole process, torch and compiled kernels included. The large scene's store stays.
     """
+    # A store that is there already would leave nothing to do.
+    for before in (store, work / "one.zarr", *work.glob("first*")):
+        shutil.rmtree(before, ignore_errors=True)
     threads = ["--workers", str(workers)]
     idle = peak_of(str(_first(small)), str(work / "one.zarr"), *threads)
-    peak = peak_of(str(large), str(work / "large.zarr"), *threads)
+    peak = peak_of(str(large), str(store), *threads)
     scenes = sorted(small.glob("*.tif"))
     by_count, count = {}, 1
     while count <= len(scenes):
