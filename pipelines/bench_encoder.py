@@ -19,12 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from encoder_bench.classification import (
+    against_simpler,
     bench_eurosat_multispectral,
     bench_eurosat_rgb,
     bench_ucmerced,
+    with_galileo,
 )
 from encoder_bench.compressibility import bench_compressibility
-from encoder_bench.dense import bench_flood, bench_terramesh
+from encoder_bench.dense import against_bands, bench_flood, bench_terramesh
 from encoder_bench.encoders import HeadlessEncoder, encoder_of
 from encoder_bench.figure import draw
 from encoder_bench.speed import bench_seams, bench_speed
@@ -57,6 +59,7 @@ def main() -> None:
         encoder, digest = model.encoder, model.weights_sha256
     config = encoder.network.config
     twin = encoder_of(None, config)
+    images, maps = against_simpler(encoder, twin), against_bands(encoder, twin)
     variants = {"noise-trained": encoder, "no head, 192-d": HeadlessEncoder(encoder)}
     if args.noiseless:
         plain = encoder_of(args.noiseless, config)
@@ -65,13 +68,13 @@ def main() -> None:
             "without noise, no head, 192-d": HeadlessEncoder(plain),
         }
     jobs = {
-        "eurosat_rgb": lambda: bench_eurosat_rgb(args.data, args.split, encoder, twin),
+        "eurosat_rgb": lambda: bench_eurosat_rgb(args.data, args.split, images),
         "eurosat_multispectral": lambda: bench_eurosat_multispectral(
-            args.data, args.split, encoder, twin
+            args.data, args.split, with_galileo(images, args.data)
         ),
-        "ucmerced": lambda: bench_ucmerced(args.data, encoder, twin),
-        "terramesh": lambda: bench_terramesh(args.data, encoder, twin),
-        "flood": lambda: bench_flood(args.data, encoder, twin),
+        "ucmerced": lambda: bench_ucmerced(args.data, images),
+        "terramesh": lambda: bench_terramesh(args.data, maps),
+        "flood": lambda: bench_flood(args.data, maps),
         "compressibility": lambda: bench_compressibility(
             args.data, args.split, variants, reference="noise-trained"
         ),

@@ -2,8 +2,9 @@
 
     python pipelines/write_robustness_page.py
 
-Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``) and
-``masking.json`` (see ``bench_masking.py``), where they are there.
+Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``),
+``masking.json`` (see ``bench_masking.py``) and ``lowrank_encoder.json`` (see
+``bench_lowrank_encoder.py``), where they are there.
 """
 
 import argparse
@@ -176,6 +177,63 @@ def masking_costs(found: dict[str, Any]) -> str:
     return table(*out)
 
 
+def lowrank_encoder(found: dict[str, Any]) -> str:
+    """Return what the low-rank encoder is beside the dense one and a small dense one."""
+    shown = []
+    if speed := found.get("speed"):
+        networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
+        for name, count in speed["parameters"].items():
+            rates = (f"{speed[p][name]['chips_per_second']}" for p in ("float32", "bfloat16"))
+            networks.append((name, f"{count:,}", *rates))
+        shown.append(table(*networks))
+    tasks = {
+        "EuroSAT RGB": found.get("eurosat_rgb"),
+        "EuroSAT multispectral": found.get("eurosat_multispectral"),
+        "UC Merced": found.get("ucmerced"),
+        "TerraMesh land cover, blocks": found.get("terramesh", {}).get("blocks"),
+        "water, blocks": found.get("flood"),
+    }
+    tables = {
+        f"{task}, {head}" if head else task: {
+            row: entry[head]["accuracy"] if head else entry["accuracy"]
+            for row, entry in of["rows"].items()
+            if not head or head in entry
+        }
+        for task, of in tasks.items()
+        if of
+        for head in (("linear", "k-NN") if "linear" in next(iter(of["rows"].values())) else ("",))
+    }
+    attacks = found.get("attacks", {}).get("attacks", {})
+    tables |= {
+        f"EuroSAT RGB, probe on the mean, {name}": {r: e["accuracy"] for r, e in of.items()}
+        for name, of in attacks.items()
+    }
+    if tables:
+        names = [row for row in next(iter(tables.values())) if row != "majority class"]
+        head = [name if at == 0 else f"{name}; difference" for at, name in enumerate(names)]
+        rows = [("accuracy, % (95 %)", *head)]
+        for task, of in tables.items():
+            cells = [
+                percent(of[n])
+                + (f"; {percent(of[n]['difference'], '+')}" if "difference" in of[n] else "")
+                for n in names
+            ]
+            rows.append((task, *cells))
+        shown.append(table(*rows))
+    if size := found.get("bytes"):
+        names = list(next(iter(size["bytes_at_accuracy"].values())))
+        rows = [("bytes a vector at the accuracy", *names)]
+        for level, of in size["bytes_at_accuracy"].items():
+            rows.append((level, *("-" if of[n] is None else f"{of[n]:.3f}" for n in names)))
+        shown.append(table(*rows))
+    if moved := found.get("attacks", {}).get("embedding_shift"):
+        rows = [("embedding under PGD", "shift", "shift by noise", "nearer to another image")]
+        for name, of in moved["networks"].items():
+            rows.append((name, f"{of['shift']:.3f}", f"{of['noise']:.3f}", f"{of['lost']:.1%}"))
+        shown.append(table(*rows))
+    return "\n\n".join(shown)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--page", type=Path, default=Path("docs/robustness.md"))
@@ -200,6 +258,9 @@ def main() -> None:
         results = json.loads(path.read_text())
         text = replace_block(text, "masking", masking(results))
         text = replace_block(text, "masking costs", masking_costs(results))
+    path = args.folder / "lowrank_encoder.json"
+    if path.exists():
+        text = replace_block(text, "encoder", lowrank_encoder(json.loads(path.read_text())))
     args.page.write_text(text)
 
 

@@ -1,5 +1,6 @@
 """Scene classification: EuroSAT RGB and multispectral, UC Merced."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +30,52 @@ UCM_FOLDS, UCM_REPEATS = 8, 2
 SEED = 7
 OURS = "embedding, mean and roughness"
 
+# Gives the vectors of each row, of images of which some (bool) train.
+Rows = Callable[[ImageSet, NDArray[np.bool_]], dict[str, NDArray[np.float32]]]
 
-def rows_of(
-    images: ImageSet, encoder: Encoder, twin: Encoder, train: NDArray[np.bool_]
-) -> dict[str, NDArray[np.float32]]:
-    """Return the vectors of every row; filters are drawn from the training images alone."""
-    ours, untrained = pooled(encoder, images), pooled(twin, images)
-    display = _display(images)
-    statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
-    filters = RandomFilters(display[train])(display)
-    return {
-        OURS: ours,
-        "embedding, mean": ours[:, : encoder.dim],
-        "untrained twin, mean and roughness": untrained,
-        "pixel statistics": statistics,
-        "random filters": filters,
-        "pixel statistics and random filters": np.concatenate([statistics, filters], axis=1),
-    }
+
+def against_simpler(encoder: Encoder, twin: Encoder) -> Rows:
+    """Rows of an encoder, its untrained twin, and what needs no training at all.
+
+    Filters are drawn from the training images alone.
+    """
+
+    def rows(images: ImageSet, train: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+        ours, untrained = pooled(encoder, images), pooled(twin, images)
+        display = _display(images)
+        statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
+        filters = RandomFilters(display[train])(display)
+        return {
+            OURS: ours,
+            "embedding, mean": ours[:, : encoder.dim],
+            "untrained twin, mean and roughness": untrained,
+            "pixel statistics": statistics,
+            "random filters": filters,
+            "pixel statistics and random filters": np.concatenate([statistics, filters], axis=1),
+        }
+
+    return rows
+
+
+def with_galileo(rows: Rows, data: Path) -> Rows:
+    """Add a row of Galileo-nano's tokens."""
+
+    def more(images: ImageSet, train: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
+        galileo = GalileoEncoder.load(data / "weights" / "galileo_nano")
+        # Sentinel-2 digital numbers are what Galileo was normalised for.
+        tokens = [
+            galileo_tokens(galileo, part * 1e4, images.bands)
+            for part in np.array_split(images.images, 20)
+        ]
+        found = np.concatenate([mean_and_roughness(np.moveaxis(t, -1, 1)) for t in tokens])
+        return {**rows(images, train), "Galileo-nano tokens, mean and roughness": found}
+
+    return more
+
+
+def side_by_side(encoders: Mapping[str, Encoder]) -> Rows:
+    """Rows of several encoders: mean and roughness of the tokens of each."""
+    return lambda images, _: {name: pooled(of, images) for name, of in encoders.items()}
 
 
 def _display(images: ImageSet) -> NDArray[np.float32]:
@@ -55,7 +85,9 @@ def _display(images: ImageSet) -> NDArray[np.float32]:
     return np.clip(images.images / 0.5, 0, 1).astype(np.float32)
 
 
-def bench_eurosat_rgb(data: Path, split: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+def bench_eurosat_rgb(
+    data: Path, split: Path, make_rows: Rows, *, reference: str = OURS
+) -> dict[str, Any]:
     """Resample the training labels of the pool; the test pool is fixed."""
     images = eurosat_rgb(data, split)
     rng = np.random.default_rng(SEED)
@@ -64,34 +96,25 @@ def bench_eurosat_rgb(data: Path, split: Path, encoder: Encoder, twin: Encoder) 
         (np.sort(rng.choice(train, min(LABELS, len(train)), replace=False)), test)
         for _ in range(RESAMPLES)
     ]
-    rows = rows_of(images, encoder, twin, ~images.pool)
+    rows, units = make_rows(images, ~images.pool), np.arange(len(images.labels))
     return {
         "task": "EuroSAT RGB, 10 classes; fixed test pool of catalogs/eurosat/split.csv",
         "training_labels": len(splits[0][0]),
         "test_images": len(test),
         "resamples": len(splits),
         "unit": "test image",
-        "rows": probe(rows, images.labels, splits, np.arange(len(images.labels)), reference=OURS),
+        "rows": probe(rows, images.labels, splits, units, reference=reference),
     }
 
 
 def bench_eurosat_multispectral(
-    data: Path, split: Path, encoder: Encoder, twin: Encoder
+    data: Path, split: Path, make_rows: Rows, *, reference: str = OURS
 ) -> dict[str, Any]:
     """Leave blocks of places out: test images of the pool, training images elsewhere."""
     images = eurosat_multispectral(data, split)
     block = place_blocks(images.place)
     splits = spatial_splits(block, images.pool)
-    rows = rows_of(images, encoder, twin, ~images.pool)
-    galileo = GalileoEncoder.load(data / "weights" / "galileo_nano")
-    # Sentinel-2 digital numbers are what Galileo was normalised for.
-    tokens = [
-        galileo_tokens(galileo, part * 1e4, images.bands)
-        for part in np.array_split(images.images, 20)
-    ]
-    rows["Galileo-nano tokens, mean and roughness"] = np.concatenate(
-        [mean_and_roughness(np.moveaxis(t, -1, 1)) for t in tokens]
-    )
+    rows = make_rows(images, ~images.pool)
     return {
         "task": "EuroSAT multispectral, 7 bands, 10 classes; test pool of the split, by blocks of "
         f"{BLOCK / 1e3:g} km",
@@ -100,7 +123,7 @@ def bench_eurosat_multispectral(
         "blocks": int(block.max()) + 1,
         "resamples": len(splits) // FOLDS,
         "unit": "block",
-        "rows": probe(rows, images.labels, splits, block, reference=OURS),
+        "rows": probe(rows, images.labels, splits, block, reference=reference),
     }
 
 
@@ -124,7 +147,7 @@ def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Spl
     return splits
 
 
-def bench_ucmerced(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+def bench_ucmerced(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
     """Cross-validate the few images that are there."""
     images = ucmerced(data)
     folds = RepeatedStratifiedKFold(
@@ -132,12 +155,13 @@ def bench_ucmerced(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any
     ).split(images.images, images.labels)
     splits = list(folds)
     # Filters need no labels; a dictionary of all images favours their row, if anything.
-    rows = rows_of(images, encoder, twin, np.ones(len(images.labels), bool))
+    rows = make_rows(images, np.ones(len(images.labels), bool))
+    units = np.arange(len(images.labels))
     return {
         "task": f"UC Merced, 21 classes, {UCM_FOLDS}-fold",
         "training_labels": len(splits[0][0]),
         "test_images": len(images.labels),
         "resamples": UCM_REPEATS,
         "unit": "image",
-        "rows": probe(rows, images.labels, splits, np.arange(len(images.labels)), reference=OURS),
+        "rows": probe(rows, images.labels, splits, units, reference=reference),
     }

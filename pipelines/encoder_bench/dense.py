@@ -1,6 +1,6 @@
 """Maps from embeddings: land cover of the TerraMesh tiles, water of the flood chip."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ SEED = 13
 OURS = "embedding, linear"
 
 Vectors = NDArray[np.float32]
+# Vectors of each row's tokens, and the head that is fitted to them.
+Heads = dict[str, tuple[Vectors, Callable[..., Any]]]
 # Tokens that train, and tokens that are tested.
 Split = tuple[NDArray[np.bool_], NDArray[np.bool_]]
 
@@ -40,6 +42,9 @@ class Tile:
 
     image: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+
+Rows = Callable[[list[Tile]], Heads]
 
 
 def read_tile(image: Path, labels: Path, which: tuple[int, ...], *, missing: int | None) -> Tile:
@@ -92,14 +97,14 @@ def _linear(strength: float) -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
 
 
-def bench_terramesh(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+def bench_terramesh(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
     """Leave one tile out, and blocks of all tiles."""
     folder = data / "terramesh"
     names = sorted(p.name for p in (folder / "S2L2A").glob("*.tif"))
     tiles = [read_tile(folder / "S2L2A" / n, folder / "LULC" / n, L2A, missing=None) for n in names]
     labels = np.concatenate([t.labels.ravel() for t in tiles])
     tile = np.concatenate([np.full(t.labels.size, i) for i, t in enumerate(tiles)])
-    rows = _rows(tiles, encoder, twin)
+    rows = make_rows(tiles)
     out = []
     for left in range(len(tiles)):
         train = tile != left
@@ -112,17 +117,17 @@ def bench_terramesh(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, An
             "task": "TerraMesh land cover, majority of each token, one tile left out "
             "(of each, the classes that the others have)",
             "splits": len(out),
-            "rows": _table(rows, labels, out, units),
+            "rows": _table(rows, labels, out, units, reference),
         },
         "blocks": {
             "task": f"TerraMesh land cover, blocks of {BLOCK} x {BLOCK} tokens left out",
             "splits": FOLDS * REPEATS,
-            "rows": _table(rows, labels, block_splits(tiles, units), units),
+            "rows": _table(rows, labels, block_splits(tiles, units), units, reference),
         },
     }
 
 
-def bench_flood(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
+def bench_flood(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
     """Leave blocks of the chip out."""
     folder, name = data / "flood", "Spain_7370579"
     tile = read_tile(
@@ -137,27 +142,43 @@ def bench_flood(data: Path, encoder: Encoder, twin: Encoder) -> dict[str, Any]:
         "left out",
         "splits": FOLDS * REPEATS,
         "rows": _table(
-            _rows([tile], encoder, twin), tile.labels.ravel(), block_splits([tile], units), units
+            make_rows([tile]),
+            tile.labels.ravel(),
+            block_splits([tile], units),
+            units,
+            reference,
         ),
     }
 
 
-def _rows(
-    tiles: list[Tile], encoder: Encoder, twin: Encoder
-) -> dict[str, tuple[Vectors, Callable[..., Any]]]:
-    def flat(make: Callable[[Tile], Vectors]) -> Vectors:
-        return np.concatenate([v.reshape(-1, v.shape[-1]) for v in map(make, tiles)])
+def against_bands(encoder: Encoder, twin: Encoder) -> Rows:
+    """Rows of an encoder, its untrained twin, and the bands around a token."""
 
-    ours = flat(lambda t: embed_tile(encoder, t))
-    untrained = flat(lambda t: embed_tile(twin, t))
-    pixels, tokens = flat(pixels_around), flat(tokens_around)
-    rows: dict[str, tuple[Vectors, Callable[..., Any]]] = {}
-    for name, X in (("embedding", ours), ("untrained twin", untrained)):
-        rows |= {f"{name}, linear": (X, _linear), f"{name}, random forest": (X, _forest)}
-    rows["bands in 5 x 5 pixels, random forest"] = (pixels, _forest)
-    rows["bands in 5 x 5 patches, random forest"] = (tokens, _forest)
-    rows["bands in 5 x 5 patches, linear"] = (tokens, _linear)
+    def rows(tiles: list[Tile]) -> Heads:
+        ours = _flat(lambda t: embed_tile(encoder, t), tiles)
+        untrained = _flat(lambda t: embed_tile(twin, t), tiles)
+        pixels, tokens = _flat(pixels_around, tiles), _flat(tokens_around, tiles)
+        found: Heads = {}
+        for name, X in (("embedding", ours), ("untrained twin", untrained)):
+            found |= {f"{name}, linear": (X, _linear), f"{name}, random forest": (X, _forest)}
+        found["bands in 5 x 5 pixels, random forest"] = (pixels, _forest)
+        found["bands in 5 x 5 patches, random forest"] = (tokens, _forest)
+        found["bands in 5 x 5 patches, linear"] = (tokens, _linear)
+        return found
+
     return rows
+
+
+def linear_side_by_side(encoders: Mapping[str, Encoder]) -> Rows:
+    """Rows of several encoders, each with a linear head."""
+    return lambda tiles: {
+        name: (_flat(lambda t, of=of: embed_tile(of, t), tiles), _linear)
+        for name, of in encoders.items()
+    }
+
+
+def _flat(make: Callable[[Tile], Vectors], tiles: list[Tile]) -> Vectors:
+    return np.concatenate([v.reshape(-1, v.shape[-1]) for v in map(make, tiles)])
 
 
 def _blocks(tiles: list[Tile]) -> NDArray[np.intp]:
@@ -188,15 +209,16 @@ def block_splits(tiles: list[Tile], units: NDArray[np.intp]) -> list[Split]:
 
 
 def _table(
-    rows: dict[str, tuple[Vectors, Callable[..., Any]]],
+    rows: Heads,
     labels: NDArray[np.int64],
     splits: list[Split],
     units: NDArray[np.intp],
+    reference: str,
 ) -> dict[str, dict[str, Any]]:
     classes, truth = np.unique(labels, return_inverse=True)
     shape = (int(units.max()) + 1, len(classes))
     counts = {name: np.zeros((shape[0], shape[1], shape[1]), np.float32) for name in rows}
-    counts["majority class"] = np.zeros_like(counts[OURS])
+    counts["majority class"] = np.zeros_like(counts[reference])
     there = labels >= 0
     for train, test in ((a & there, b & there) for a, b in splits):
         for name, (X, make) in rows.items():
@@ -205,9 +227,9 @@ def _table(
             counts[name] += confusions(truth[test], found, units[test], shape)
         most = np.full(int(test.sum()), np.bincount(truth[train]).argmax())
         counts["majority class"] += confusions(truth[test], most, units[test], shape)
-    tested = counts[OURS].sum((1, 2)) > 0
+    tested = counts[reference].sum((1, 2)) > 0
     counts = {name: total[tested] for name, total in counts.items()}
-    return estimates(counts, reference=OURS, metrics=("accuracy", "mean_iou"), seed=SEED)
+    return estimates(counts, reference=reference, metrics=("accuracy", "mean_iou"), seed=SEED)
 
 
 def _chosen(

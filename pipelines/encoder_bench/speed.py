@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,8 @@ class PlainTransformer(nn.Module):
 
 
 def bench_speed(encoder: VisionTransformerEncoder) -> dict[str, Any]:
-    """Time both in turn, on one thread, in both precisions."""
-    network: VisionTransformer = encoder.network
-    config = network.config
+    """Time the encoder beside plain transformers of its depth."""
+    config = encoder.network.config
     rivals = {
         "plain transformer, its width": PlainTransformer(
             config.depth, config.patch_size, len(BANDS), config.dim, config.width
@@ -47,41 +47,59 @@ def bench_speed(encoder: VisionTransformerEncoder) -> dict[str, Any]:
             config.depth, config.patch_size, len(BANDS), config.dim
         ).eval(),
     }
+    return speed_of({"encoder": encoder.network, **rivals})
+
+
+def speed_of(networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Time networks in turn, on one thread, in both precisions.
+
+    Parameters
+    ----------
+    networks : mapping of str to nn.Module
+        Vision transformers, timed as encoders, or any other map of chips; the first is what
+        the others are compared with.
+    """
+    first = next(iter(networks))
     chips = torch.rand(CHIPS, len(BANDS), EDGE, EDGE)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     out: dict[str, Any] = {"chips": CHIPS, "edge": EDGE, "threads": 1, "rounds": ROUNDS}
     try:
         for precision in ("float32", "bfloat16"):
-            ours = VisionTransformerEncoder(encoder.name, network, precision=precision)
-            jobs = {"encoder": lambda ours=ours: ours.embed(chips, bands=BANDS, gsd=10.0)} | {
-                name: lambda rival=rival: rival(chips) for name, rival in rivals.items()
-            }
+            jobs = {name: _job(network, chips, precision) for name, network in networks.items()}
             seconds: dict[str, list[float]] = {name: [] for name in jobs}
-            with (
-                torch.inference_mode(),
-                torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"),
-            ):
-                for _ in range(ROUNDS + 1):
-                    for name, job in jobs.items():
-                        start = time.perf_counter()
-                        job()
-                        seconds[name].append(time.perf_counter() - start)
+            for _ in range(ROUNDS + 1):
+                for name, job in jobs.items():
+                    start = time.perf_counter()
+                    job()
+                    seconds[name].append(time.perf_counter() - start)
             median = {name: statistics.median(s[1:]) for name, s in seconds.items()}
             out[precision] = {
                 name: {
                     "chips_per_second": round(CHIPS / s, 1),
-                    "speed_against_it": round(s / median["encoder"], 2),
+                    "speed_against_it": round(s / median[first], 2),
                 }
                 for name, s in median.items()
             }
     finally:
         torch.set_num_threads(threads)
     out["parameters"] = {
-        "encoder": sum(p.numel() for p in network.parameters()),
-        **{name: sum(p.numel() for p in r.parameters()) for name, r in rivals.items()},
+        name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()
     }
     return out
+
+
+def _job(network: nn.Module, chips: Tensor, precision: str) -> Callable[[], Tensor]:
+    if isinstance(network, VisionTransformer):
+        encoder = VisionTransformerEncoder("timed", network, precision=precision)
+        return lambda: encoder.embed(chips, bands=BANDS, gsd=10.0)
+
+    def forward() -> Tensor:
+        low = precision == "bfloat16"
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=low):
+            return network(chips)
+
+    return forward
 
 
 def bench_seams(data: Path, encoder: VisionTransformerEncoder) -> dict[str, Any]:

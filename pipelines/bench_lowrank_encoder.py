@@ -1,0 +1,129 @@
+"""Hold the low-rank encoder against nec-tiny and against a small dense one.
+
+    python pipelines/bench_lowrank_encoder.py ../shared/data runs/lowrank_encoder
+    python pipelines/bench_lowrank_encoder.py ../shared/data runs/lowrank_encoder \
+        --small runs/small/encoder.safetensors --small-width 64 --small-depth 10
+
+The run is one of ``lowrank_encoder.py``; its network is measured as it would be deployed, by two
+plain factors a layer. The small network is one of ``pretrain_encoder.py --width --depth`` with
+about as many parameters; without its weights it is timed only. Everything is paired with
+nec-tiny: speed in both precisions, accuracies of the encoder's benchmark, bytes at equal
+accuracy, probes and embeddings under attack. Writes OUT.json; parts that are not asked for keep
+what an earlier call found with the same weights.
+"""
+
+import argparse
+import json
+import logging
+import os
+import platform
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from bench_encoder import show
+from encoder_bench.attacked import bench_attacks
+from encoder_bench.classification import (
+    bench_eurosat_multispectral,
+    bench_eurosat_rgb,
+    bench_ucmerced,
+    side_by_side,
+)
+from encoder_bench.compressibility import bench_compressibility
+from encoder_bench.dense import bench_flood, bench_terramesh, linear_side_by_side
+from encoder_bench.encoders import encoder_of
+from encoder_bench.speed import speed_of
+from lowrank_encoder import load_lowrank
+
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.lowrank import deploy
+from nec.model import load_model, sha256_of
+
+DENSE, LOWRANK, SMALL = "nec-tiny", "low rank", "small, dense"
+PARTS = (
+    *("speed", "eurosat_rgb", "eurosat_multispectral", "ucmerced", "terramesh", "flood"),
+    *("bytes", "attacks"),
+)
+PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
+
+
+def main() -> None:
+    args = options()
+    logging.getLogger("nec").setLevel(logging.ERROR)
+    dense = load_model("nec-tiny")
+    config = dense.encoder.network.config
+    weights = args.run / "lowrank.safetensors"
+    networks: dict[str, VisionTransformer] = {
+        DENSE: load_model("nec-tiny", precision="float32").encoder.network,
+        LOWRANK: deploy(load_lowrank(weights, config)),
+    }
+    small = VisionTransformerConfig(
+        width=args.small_width, depth=args.small_depth, heads=args.small_width // 64
+    )
+    timed = {**networks, SMALL: encoder_of(args.small, small).network}
+    if args.small:
+        networks[SMALL] = timed[SMALL]
+    encoders = {
+        name: VisionTransformerEncoder(name, network, precision="bfloat16")
+        for name, network in networks.items()
+    }
+    images, maps = side_by_side(encoders), linear_side_by_side(encoders)
+    paired: dict[str, Any] = {"reference": DENSE}
+    jobs = {
+        "speed": lambda: speed_of(timed),
+        "eurosat_rgb": lambda: bench_eurosat_rgb(args.data, args.split, images, **paired),
+        "eurosat_multispectral": lambda: bench_eurosat_multispectral(
+            args.data, args.split, images, **paired
+        ),
+        "ucmerced": lambda: bench_ucmerced(args.data, images, **paired),
+        "terramesh": lambda: bench_terramesh(args.data, maps, **paired),
+        "flood": lambda: bench_flood(args.data, maps, **paired),
+        "bytes": lambda: bench_compressibility(args.data, args.split, encoders, **paired),
+        "attacks": lambda: bench_attacks(args.data, args.split, networks, **paired),
+    }
+    told = json.loads((args.run / "lowrank.json").read_text())
+    results: dict[str, Any] = {
+        "weights_sha256": {
+            DENSE: dense.weights_sha256,
+            LOWRANK: sha256_of(weights),
+            SMALL: sha256_of(args.small) if args.small else None,
+        },
+        "small": small.to_dict(),
+        "saved": {key: told[key] for key in ("trained", "deployed")},
+        "layers": told["layers"],
+        "steps": len(told["log"]),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "cores": os.cpu_count(),
+        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
+    }
+    target = args.out.with_suffix(".json")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        before = json.loads(target.read_text())
+        if before.get("weights_sha256") == results["weights_sha256"]:
+            results |= {part: before[part] for part in PARTS if part in before}
+    for part in args.parts:
+        start = time.perf_counter()
+        results[part] = jobs[part]()
+        results[part]["seconds"] = round(time.perf_counter() - start, 1)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        show(part, results[part])
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("run", type=Path, help="run folder of lowrank_encoder.py")
+    parser.add_argument("--small", type=Path, help="encoder.safetensors of a small dense network")
+    parser.add_argument("--small-width", type=int, default=64)
+    parser.add_argument("--small-depth", type=int, default=10)
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/lowrank_encoder"))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
