@@ -35,13 +35,16 @@ class DecoderRule:
     tile : int
         Edge of the windows that are labelled one by one, tokens: a network that pools over all
         that it sees says the same of a pixel wherever a map is cut. 1 where any cut will do.
+    size : int
+        Number of classes.
     """
 
     network: nn.Module
     standard: Standard
     margin: int
     scale: int
-    tile: int = 1
+    tile: int
+    size: int
 
     @classmethod
     def of(
@@ -63,7 +66,7 @@ class DecoderRule:
             network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in given.items()})
         except RuntimeError as error:
             raise HeadError("the stored arrays do not fit the decoder", "save it again") from error
-        return cls(network.eval(), standard, margin_of(decoder), scale, tile_of(decoder))
+        return cls(network.eval(), standard, margin_of(decoder), scale, tile_of(decoder), classes)
 
     @property
     def count(self) -> int:
@@ -77,44 +80,44 @@ class DecoderRule:
 
     def probabilities(self, block: Blocks) -> NDArray[np.float32]:
         """(band, y + 2 margin, x + 2 margin) -> (class, y * scale, x * scale), NaN if missing."""
+        present = self._present(block)
         with torch.inference_mode():
-            shares: NDArray[np.float32] = self._logits(block).softmax(0).numpy()
-        shares[:, self._missing(block)] = np.nan
+            shares: NDArray[np.float32] = self._logits(block, present).softmax(0).numpy()
+        shares[:, ~present.repeat(self.scale, 0).repeat(self.scale, 1)] = np.nan
         return shares
 
     def classes(self, block: Blocks) -> NDArray[np.int16]:
         """Give the most probable class of each pixel, -1 where the token is missing."""
+        present = self._present(block)
         with torch.inference_mode():
-            found = self._logits(block).argmax(0).numpy().astype(np.int16)
-        found[self._missing(block)] = MISSING
+            found = self._logits(block, present).argmax(0).numpy().astype(np.int16)
+        found[~present.repeat(self.scale, 0).repeat(self.scale, 1)] = MISSING
         return np.asarray(found, dtype=np.int16)
 
-    def _logits(self, block: Blocks) -> torch.Tensor:
-        """(band, y + 2 margin, x + 2 margin) -> (class, y * scale, x * scale)."""
-        x, margin, scale, tile = self.standard(block), self.margin, self.scale, self.tile
-        if tile == 1:
-            return cut(self.network(x[None]), margin * scale)[0]
-        height, width = (edge - 2 * margin for edge in x.shape[1:])
-        # Whole windows at the lower and right edges too; the mean stands for what is missing.
-        x = nn.functional.pad(x, (0, -width % tile, 0, -height % tile))
-        whole = tile + 2 * margin
-        rows = []
+    def _logits(self, block: Blocks, present: NDArray[np.bool_]) -> torch.Tensor:
+        """(band, y + 2 margin, x + 2 margin) -> (class, y * scale, x * scale), 0 without data."""
+        x, margin, scale = self.standard(block), self.margin, self.scale
+        height, width = present.shape
+        tile = self.tile if self.tile > 1 else max(height, width)
+        if self.tile > 1:
+            # Whole windows at the lower and right edges too; the mean stands for what is missing.
+            x = nn.functional.pad(x, (0, -width % tile, 0, -height % tile))
+        logits = x.new_zeros(self.size, height * scale, width * scale)
         for top in range(0, height, tile):
-            row = [
-                cut(
-                    self.network(x[None, :, top : top + whole, left : left + whole]),
-                    margin * scale,
-                )[0]
-                for left in range(0, width, tile)
-            ]
-            rows.append(torch.cat(row, 2))
-        return torch.cat(rows, 1)[:, : height * scale, : width * scale]
+            for left in range(0, width, tile):
+                if not present[top : top + tile, left : left + tile].any():
+                    continue
+                rows, columns = (slice(s, s + tile + 2 * margin) for s in (top, left))
+                found = cut(self.network(x[None, :, rows, columns]), margin * scale)[0]
+                place = logits[:, top * scale :, left * scale :]
+                place = place[:, : found.shape[1], : found.shape[2]]
+                place.copy_(found[:, : place.shape[1], : place.shape[2]])
+        return logits
 
-    def _missing(self, block: Blocks) -> NDArray[np.bool_]:
+    def _present(self, block: Blocks) -> NDArray[np.bool_]:
         m = self.margin
         inner = block[:, m : block.shape[1] - m, m : block.shape[2] - m]
-        missing = np.asarray(~np.isfinite(inner).all(axis=0))
-        return missing.repeat(self.scale, 0).repeat(self.scale, 1)
+        return np.asarray(np.isfinite(inner).all(axis=0))
 
 
 def pixel_grid(embedding: xr.DataArray, scale: int) -> xr.DataArray:

@@ -279,8 +279,9 @@ class Segmenter(EmbeddingClassifier):
                 progress=progress,
             )
         self.n_iter_, self.losses_ = len(losses), np.array(losses)
-        tile = tile_of(self.decoder)
-        self.rule_ = DecoderRule(network, standard, margin, self.upsampling, tile)
+        self.rule_ = DecoderRule(
+            network, standard, margin, self.upsampling, tile_of(self.decoder), classes.size
+        )
         self.classes_ = classes
         self.basis_, self.model_ = origin.basis, origin.model
         return self
@@ -309,7 +310,13 @@ class Segmenter(EmbeddingClassifier):
                 f"decoder={self.decoder!r} maps scenes", "pass a DataArray (band, y, x)"
             )
         self._is_scene(X)
-        return pixel_map(self.rule_, self.classes_, without_time(X), shares=shares)
+        scene = without_time(X)
+        if set(scene.dims) != {"band", "y", "x"}:
+            raise HeadError(
+                f"decoder={self.decoder!r} maps tokens, and the array has dimensions {X.dims}",
+                "pass (band, y, x)",
+            )
+        return pixel_map(self.rule_, self.classes_, scene, shares=shares)
 
     def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         state, tensors = super()._learned()
