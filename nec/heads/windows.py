@@ -170,8 +170,8 @@ def apply_windows(
         return out
     import dask.array as da
 
-    chunks = {a: _aligned(embedding.chunks[a], tile, margin) for a in (1, 2)} if tile > 1 else {}
-    data = embedding.data.rechunk({0: -1, **chunks})
+    aligned = {a: _aligned(embedding.chunks[a], tile, margin) for a in (1, 2)} if tile > 1 else {}
+    data = embedding.data.rechunk({0: -1, **aligned})
     if before is not None:
         count = len(before(np.zeros((embedding.shape[0], 1, 1))))
         chunks = ((count,), *data.chunks[1:])
