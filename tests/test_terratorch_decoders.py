@@ -169,6 +169,8 @@ def test_every_decoder_of_the_registry_runs() -> None:
         ({"decoder": "UNetDecoder", "decoder_options": {"channels": [8]}}, "same length"),
         ({"decoder": "FCNDecoder", "decoder_options": {"in_index": 2}}, "makes no FCNDecoder"),
         ({"decoder": "smp_Unet", "decoder_options": {"encoder_depth": 2}}, "no option"),
+        ({"decoder_options": {"channels": np.array([8])}}, "cannot be saved"),
+        ({"decoder_options": ["channels"]}, "cannot be saved"),
         ({"batch_size": 1}, "batch_size above 1"),
     ],
 )

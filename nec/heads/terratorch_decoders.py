@@ -7,6 +7,7 @@ References
 
 import importlib.util
 import inspect
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -75,12 +76,20 @@ def check_decoder(name: str, options: Mapping[str, Any] | None) -> None:
     Raises
     ------
     HeadError
-        There is no such decoder, or it takes no such option; known ones are listed.
+        There is no such decoder, or it takes no such option; known ones are listed. An option
+        is nothing that a file of a head can hold.
     MissingLibraryError
         TerraTorch, whose decoder this is, is not installed.
     """
     short = _found(name)
     own, of_head = _options(short)
+    try:
+        json.dumps(dict(options or {}))
+    except (TypeError, ValueError) as error:
+        raise HeadError(
+            f"decoder_options={options!r} cannot be saved with the head ({error})",
+            "give a dictionary of numbers, words and lists",
+        ) from error
     for key in options or {}:
         if key not in own and key not in of_head:
             taken = ", ".join(own) or "none"
