@@ -1,11 +1,13 @@
 """Commands that train and run heads."""
 
+import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.progress import Progress
 
 from nec.cli.terminal import Store, app, console
 from nec.errors import HeadError
@@ -63,6 +65,18 @@ def train(
         typer.Option(help="Train on samples of this kind only, as set=train; the others test."),
     ] = None,
     method: Annotated[str, typer.Option(help="linear or knn (not with --labels).")] = "linear",
+    decoder: Annotated[
+        str,
+        typer.Option(
+            help="Of classes of --labels: linear labels tokens; conv, fpn, or a decoder of "
+            "TerraTorch by name, such as UperNetDecoder, label pixels."
+        ),
+    ] = "linear",
+    decoder_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of TerraTorch's decoder, as channels=32 (JSON); may be repeated."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of a --decoder.")] = None,
 ) -> None:
     """Train a head on the embeddings of a store.
 
@@ -71,6 +85,9 @@ def train(
     shots are enough.
 
     [bold]Classes:[/bold] nec train out.zarr head.safetensors --labels classes.tif
+
+    nec train out.zarr head.safetensors --labels classes.tif --decoder UperNetDecoder
+    --decoder-option channels=32
 
     nec train out.zarr head.safetensors --points places.gpkg --column class
 
@@ -92,6 +109,11 @@ def train(
         raise HeadError(
             f"{store} is an image collection without a place", "give --label, or a scene's store"
         )
+    network = _network(decoder, decoder_option or [], steps)
+    if network and (labels is None or task is Task.BIOMASS):
+        raise HeadError(
+            f"--decoder {decoder} needs a raster of classes", "give --labels, or leave it out"
+        )
     if task is Task.BIOMASS:
         if label is not None or where is not None or method != "linear":
             raise HeadError(
@@ -112,7 +134,7 @@ def train(
     elif labels is not None:
         if method != "linear":
             raise HeadError(f"--labels takes no --method {method}", "leave it out")
-        told = _segmentation(dataset, head, labels, ignore, band)
+        told = _segmentation(dataset, head, labels, ignore, band, network)
     elif points is not None:
         told = _classes_of_points(dataset, head, points, column, method)
     else:
@@ -121,13 +143,24 @@ def train(
 
 
 def _segmentation(
-    dataset: "xr.Dataset", head: Path, labels: Path, ignore: float | None, band: int
+    dataset: "xr.Dataset",
+    head: Path,
+    labels: Path,
+    ignore: float | None,
+    band: int,
+    network: dict[str, Any],
 ) -> str:
     from nec.heads import Segmenter
 
-    segmenter = Segmenter(ignore_index=-1 if ignore is None else _whole(ignore))
+    segmenter = Segmenter(ignore_index=-1 if ignore is None else _whole(ignore), **network)
     truth = _read_labels(labels, band)
-    segmenter.fit(_undated(dataset["embedding"]), truth)
+    with Progress(console=console, disable=not network) as bar:
+        step = bar.add_task("training", total=None)
+        segmenter.fit(
+            _undated(dataset["embedding"]),
+            truth,
+            progress=lambda done, total: bar.update(step, completed=done, total=total),
+        )
     segmenter.save(head)
     score = segmenter.score(_undated(dataset["embedding"]), truth)
     count = len(segmenter.classes_)
@@ -276,6 +309,27 @@ def _numbers(labels: "xr.DataArray", ignore: float | None) -> "xr.DataArray":
         if nothing is not None:
             values = values.where(values != nothing)
     return values.rio.write_nodata(float("nan"))  # type: ignore[no-any-return]
+
+
+def _network(decoder: str, options: list[str], steps: int | None) -> dict[str, Any]:
+    """Return the parameters of a segmenter that are not the defaults; values are JSON or words."""
+    if decoder == "linear":
+        if options or steps is not None:
+            raise HeadError(
+                "--decoder-option and --steps go with networks", "give --decoder, or leave them out"
+            )
+        return {}
+    found: dict[str, Any] = {}
+    for option in options:
+        name, sign, value = option.partition("=")
+        if not (name and sign and value):
+            raise HeadError(f"--decoder-option {option!r} has no value", "as channels=32")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    network: dict[str, Any] = {"decoder": decoder, "decoder_options": found or None}
+    return network if steps is None else {**network, "steps": steps}
 
 
 def _whole(value: float) -> float | int:

@@ -9,6 +9,7 @@ References
 .. [1] TerraTorch: github.com/terrastackai/terratorch, Apache-2.0.
 """
 
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,20 +40,30 @@ SENTINEL2_L2A = (
 )
 
 
-def _registry() -> Any:
-    """Import TerraTorch: seconds, hundreds of megabytes, and many warnings of its libraries."""
+def import_terratorch(module: str) -> Any:
+    """Import a module of TerraTorch: seconds, hundreds of megabytes, many warnings.
+
+    Raises
+    ------
+    MissingLibraryError
+        If it, or what it needs, is not installed.
+    """
     import warnings
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             import_torchvision()
-            from terratorch.registry import BACKBONE_REGISTRY
+            return importlib.import_module(f"terratorch.{module}")
     except ModuleNotFoundError as error:
         raise MissingLibraryError(
-            f"terratorch needs {error.name}, which is missing", "pip install 'nec[terratorch]'"
+            f"TerraTorch is asked for, and {error.name} is not installed",
+            "pip install 'nec[terratorch]'",
         ) from error
-    return BACKBONE_REGISTRY
+
+
+def _registry() -> Any:
+    return import_terratorch("registry").BACKBONE_REGISTRY
 
 
 class Backbone:

@@ -243,6 +243,9 @@ class LabelRaster:
     def _read(self, rows: slice, columns: slice) -> NDArray[Any]:
         if self._blocks is not None:
             return self._blocks[rows, columns]
+        if rows.stop <= rows.start or columns.stop <= columns.start:
+            # rioxarray reads no empty window of a file
+            return np.empty(_shape(rows, columns), self.values.dtype)
         return np.asarray(self.values[rows, columns])
 
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:

@@ -135,5 +135,7 @@ def _plain(value: Any) -> Any:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict):
-        return dict(value["pairs"])
+        return {
+            key: _value(item) if isinstance(item, dict) else item for key, item in value["pairs"]
+        }
     return tuple(value) if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """Heads that label pixels: windows to learn from, and maps finer than the tokens."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nec.errors import HeadError
-from nec.heads.decoders import MARGINS, make_decoder
+from nec.heads.decoders import make_decoder, margin_of, tile_of
 from nec.heads.labels import LabelRaster
 from nec.heads.maps import MISSING, described, georeferenced
 from nec.heads.training import Standard, Window, cut
-from nec.heads.windows import Blocks, apply_windows, read_window
+from nec.heads.windows import WINDOW, Blocks, apply_windows, read_window
 from nec.sampling import Lattice, crs_of
 
 logger = logging.getLogger(__name__)
@@ -32,12 +32,19 @@ class DecoderRule:
     standard : Standard
     margin, scale : int
         Tokens around what is labelled that the network sees; pixels a token.
+    tile : int
+        Edge of the windows that are labelled one by one, tokens: a network that pools over all
+        that it sees says the same of a pixel wherever a map is cut. 1 where any cut will do.
+    size : int
+        Number of classes.
     """
 
     network: nn.Module
     standard: Standard
     margin: int
     scale: int
+    tile: int
+    size: int
 
     @classmethod
     def of(
@@ -49,16 +56,22 @@ class DecoderRule:
         *,
         width: int,
         scale: int,
+        options: Mapping[str, Any] | None = None,
     ) -> "DecoderRule":
         """Rebuild from :meth:`tensors`; HeadError where a shape does not fit."""
-        network = make_decoder(decoder, bands, classes, width=width, scale=scale)
+        network = make_decoder(decoder, bands, classes, width=width, scale=scale, options=options)
         given = dict(tensors)
         standard = Standard(given.pop("mean"), given.pop("spread"))
         try:
             network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in given.items()})
         except RuntimeError as error:
             raise HeadError("the stored arrays do not fit the decoder", "save it again") from error
-        return cls(network.eval(), standard, MARGINS[decoder], scale)
+        return cls(network.eval(), standard, margin_of(decoder), scale, tile_of(decoder), classes)
+
+    @property
+    def count(self) -> int:
+        """Trained parameters."""
+        return sum(weight.numel() for weight in self.network.parameters())
 
     def tensors(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that make the rule, by name."""
@@ -67,25 +80,44 @@ class DecoderRule:
 
     def probabilities(self, block: Blocks) -> NDArray[np.float32]:
         """(band, y + 2 margin, x + 2 margin) -> (class, y * scale, x * scale), NaN if missing."""
+        present = self._present(block)
         with torch.inference_mode():
-            logits = cut(self.network(self.standard(block)[None]), self.margin * self.scale)
-            shares: NDArray[np.float32] = logits[0].softmax(0).numpy()
-        shares[:, self._missing(block)] = np.nan
+            shares: NDArray[np.float32] = self._logits(block, present).softmax(0).numpy()
+        shares[:, ~present.repeat(self.scale, 0).repeat(self.scale, 1)] = np.nan
         return shares
 
     def classes(self, block: Blocks) -> NDArray[np.int16]:
         """Give the most probable class of each pixel, -1 where the token is missing."""
+        present = self._present(block)
         with torch.inference_mode():
-            logits = cut(self.network(self.standard(block)[None]), self.margin * self.scale)
-            found = logits[0].argmax(0).numpy().astype(np.int16)
-        found[self._missing(block)] = MISSING
+            found = self._logits(block, present).argmax(0).numpy().astype(np.int16)
+        found[~present.repeat(self.scale, 0).repeat(self.scale, 1)] = MISSING
         return np.asarray(found, dtype=np.int16)
 
-    def _missing(self, block: Blocks) -> NDArray[np.bool_]:
+    def _logits(self, block: Blocks, present: NDArray[np.bool_]) -> torch.Tensor:
+        """(band, y + 2 margin, x + 2 margin) -> (class, y * scale, x * scale), 0 without data."""
+        x, margin, scale = self.standard(block), self.margin, self.scale
+        height, width = present.shape
+        tile = self.tile if self.tile > 1 else max(height, width)
+        if self.tile > 1:
+            # Whole windows at the lower and right edges too; the mean stands for what is missing.
+            x = nn.functional.pad(x, (0, -width % tile, 0, -height % tile))
+        logits = x.new_zeros(self.size, height * scale, width * scale)
+        for top in range(0, height, tile):
+            for left in range(0, width, tile):
+                if not present[top : top + tile, left : left + tile].any():
+                    continue
+                rows, columns = (slice(s, s + tile + 2 * margin) for s in (top, left))
+                found = cut(self.network(x[None, :, rows, columns]), margin * scale)[0]
+                place = logits[:, top * scale :, left * scale :]
+                place = place[:, : found.shape[1], : found.shape[2]]
+                place.copy_(found[:, : place.shape[1], : place.shape[2]])
+        return logits
+
+    def _present(self, block: Blocks) -> NDArray[np.bool_]:
         m = self.margin
         inner = block[:, m : block.shape[1] - m, m : block.shape[2] - m]
-        missing = np.asarray(~np.isfinite(inner).all(axis=0))
-        return missing.repeat(self.scale, 0).repeat(self.scale, 1)
+        return np.asarray(np.isfinite(inner).all(axis=0))
 
 
 def pixel_grid(embedding: xr.DataArray, scale: int) -> xr.DataArray:
@@ -191,6 +223,29 @@ def labelled_windows(
     return windows, classes
 
 
+def pixel_accuracy(rule: DecoderRule, classes: NDArray[Any], scenes: list[PixelScene]) -> float:
+    """Share of right labels among the pixels of scenes that have both a label and data.
+
+    Raises
+    ------
+    HeadError
+        There is no such pixel.
+    """
+    right = total = 0
+    for scene in scenes:
+        height, width = scene.embedding.shape[1:]
+        for rows, columns, values, valid in scene.windows(8 * WINDOW):
+            y = slice(rows.start, min(rows.stop, height))
+            x = slice(columns.start, min(columns.stop, width))
+            found = rule.classes(read_window(scene.embedding, y, x, rule.margin))
+            keep = valid & (found >= 0)
+            right += int((classes[found[keep]] == values[keep]).sum())
+            total += int(keep.sum())
+    if not total:
+        raise HeadError("no pixel has both a label and data", "choose an area that has data")
+    return right / total
+
+
 def pixel_map(
     rule: DecoderRule, classes: NDArray[Any], embedding: xr.DataArray, *, shares: bool
 ) -> xr.DataArray:
@@ -201,6 +256,7 @@ def pixel_map(
         rule.probabilities if shares else rule.classes,
         margin=rule.margin,
         scale=rule.scale,
+        tile=rule.tile,
         leading=(classes.size,) if shares else (),
         dtype=np.float32 if shares else np.int16,
     )

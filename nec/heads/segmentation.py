@@ -1,6 +1,7 @@
 """Segmentation: a label for every token or pixel, learned from maps or points."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -12,11 +13,14 @@ from nec.errors import HeadError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, Rows, Rule
+from nec.heads.terratorch_decoders import check_decoder, installed_version
 from nec.heads.vectors import Origin, labelled_rows, scene_pairs
+from nec.heads.windows import WINDOW
 from nec.sampling import without_time
 
+logger = logging.getLogger(__name__)
+
 DECODERS = ("linear", "conv", "fpn")
-WINDOW = 32  # edge of the windows that networks learn from, tokens; even in the pyramid
 
 
 class Segmenter(EmbeddingClassifier):
@@ -24,10 +28,17 @@ class Segmenter(EmbeddingClassifier):
 
     Parameters
     ----------
-    decoder : {"linear", "conv", "fpn"}, default "linear"
+    decoder : {"linear", "conv", "fpn"} or str, default "linear"
         Logistic regression of each token; or a convolutional network that labels pixels:
-        two 3 x 3 convolutions, or a small feature pyramid that sees 12 tokens around. Networks
-        need torch, and scenes to learn from; ``C`` and ``max_iter`` are of no effect on them.
+        two 3 x 3 convolutions, or a small feature pyramid that sees 12 tokens around. Or, where
+        ``nec[terratorch]`` is installed, a name in TerraTorch's registry of decoders, such as
+        "UperNetDecoder", "UNetDecoder", "FCNDecoder" or "smp_FPN": it labels windows of 32 x 32
+        tokens, each with 8 tokens around, and pools over no more. Networks need torch, and
+        scenes to learn from; ``C`` and ``max_iter`` are of no effect on them.
+    decoder_options : dict, optional
+        Arguments of a decoder of TerraTorch by name, ``{"pool_scales": [1, 2]}``; those of the
+        head that follows it with ``head_`` before, ``{"head_dropout": 0.1}``. Where no channels
+        are given they follow from `width`.
     C : float, default 1.0
         Inverse strength of the L2 penalty.
     class_weight : dict, "balanced" or None, default None
@@ -61,6 +72,10 @@ class Segmenter(EmbeddingClassifier):
         What was learned, as plain arrays.
     n_iter_ : int
         Iterations, or steps, used.
+    losses_ : numpy.ndarray
+        (steps,) Cross-entropy of each step; of networks just fitted only.
+    terratorch_version_ : str
+        Version of TerraTorch that made the decoder; of TerraTorch's only.
     """
 
     n_iter_: int
@@ -70,6 +85,7 @@ class Segmenter(EmbeddingClassifier):
         self,
         *,
         decoder: str = "linear",
+        decoder_options: Mapping[str, Any] | None = None,
         C: float = 1.0,
         class_weight: Any = None,
         max_iter: int = 1000,
@@ -84,6 +100,7 @@ class Segmenter(EmbeddingClassifier):
         random_state: int = 0,
     ) -> None:
         self.decoder = decoder
+        self.decoder_options = decoder_options
         self.C = C
         self.class_weight = class_weight
         self.max_iter = max_iter
@@ -101,6 +118,8 @@ class Segmenter(EmbeddingClassifier):
     def n_parameters_(self) -> int:
         """Trained parameters."""
         check_is_fitted(self)
+        if self.decoder != "linear":
+            return int(self.rule_.count)
         fixed = ("mean", "spread")
         return sum(a.size for name, a in self.rule_.tensors().items() if name not in fixed)
 
@@ -130,11 +149,18 @@ class Segmenter(EmbeddingClassifier):
         ------
         HeadError
             Labels that do not fit the embedding in shape, CRS or extent; a single class;
-            everything missing; embeddings of several bases.
+            everything missing; embeddings of several bases; a decoder that does not exist or
+            does not take its options.
+        MissingLibraryError
+            The decoder is TerraTorch's, which is not installed.
         """
         if self.decoder not in DECODERS:
+            check_decoder(self.decoder, self.decoder_options)
+        elif self.decoder_options:
             raise HeadError(
-                f"decoder={self.decoder!r} is unknown", f"use one of {', '.join(DECODERS)}"
+                f"decoder={self.decoder!r} takes no decoder_options, and {self.decoder_options} "
+                "is given",
+                "leave them out, or take a decoder of TerraTorch",
             )
         scenes = scene_pairs(X, y)
         if scenes is None and self.decoder != "linear":
@@ -196,7 +222,9 @@ class Segmenter(EmbeddingClassifier):
         for embedding, _ in scenes:
             self._is_scene(embedding)
         if self.decoder != "linear":
-            return self._pixel_accuracy(scenes)
+            from nec.heads.pixels import pixel_accuracy
+
+            return pixel_accuracy(self.rule_, self.classes_, self._pixel_scenes(scenes))
         return self._accuracy(*self._labelled(scenes))
 
     def _train(
@@ -206,30 +234,22 @@ class Segmenter(EmbeddingClassifier):
         progress: Callable[[int, int], None] | None,
     ) -> Self:
         import torch
-        from sklearn.utils.class_weight import compute_class_weight
 
-        from nec.heads.decoders import MARGINS, make_decoder
+        from nec.heads.decoders import make_decoder, margin_of, tile_of, try_decoder
         from nec.heads.pixels import DecoderRule, labelled_windows
-        from nec.heads.training import Standard, train_decoder
+        from nec.heads.training import Standard, class_weights, train_decoder
 
         labelled = self._pixel_scenes(scenes)
+        margin = margin_of(self.decoder)
         windows, classes = labelled_windows(
             labelled,
-            margin=MARGINS[self.decoder],
+            margin=margin,
             edge=WINDOW,
             most=self.max_windows,
             seed=self.random_state,
         )
         if classes.size < 2:
             raise HeadError(f"labels of 1 class: {classes.tolist()}", "give two classes at least")
-        weights = None
-        if self.class_weight is not None:
-            codes = np.concatenate([w.codes[w.codes >= 0] for w in windows])
-            weight = weight_of_codes(self.class_weight, classes)
-            if isinstance(weight, dict):
-                weight = {code: weight.get(code, 1.0) for code in range(classes.size)}
-            weights = compute_class_weight(weight, classes=np.arange(classes.size), y=codes)
-            weights = weights.astype(np.float32)
         self.n_features_in_ = labelled[0].embedding.sizes["band"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
@@ -239,22 +259,29 @@ class Segmenter(EmbeddingClassifier):
                 classes.size,
                 width=self.width,
                 scale=self.upsampling,
+                options=self.decoder_options,
             )
-        standard = Standard.of(windows)
-        losses = train_decoder(
-            network,
-            windows,
-            standard,
-            scale=self.upsampling,
-            weights=weights,
-            steps=self.steps,
-            batch=self.batch_size,
-            learning_rate=self.learning_rate,
-            seed=self.random_state,
-            progress=progress,
+            if self.decoder not in DECODERS:
+                bands = self.n_features_in_
+                try_decoder(network, self.decoder, bands, classes.size, batch=self.batch_size)
+                self.terratorch_version_ = installed_version()
+            standard = Standard.of(windows)
+            losses = train_decoder(
+                network,
+                windows,
+                standard,
+                scale=self.upsampling,
+                weights=class_weights(self.class_weight, windows, classes),
+                steps=self.steps,
+                batch=self.batch_size,
+                learning_rate=self.learning_rate,
+                seed=self.random_state,
+                progress=progress,
+            )
+        self.n_iter_, self.losses_ = len(losses), np.array(losses)
+        self.rule_ = DecoderRule(
+            network, standard, margin, self.upsampling, tile_of(self.decoder), classes.size
         )
-        self.n_iter_ = len(losses)
-        self.rule_ = DecoderRule(network, standard, MARGINS[self.decoder], self.upsampling)
         self.classes_ = classes
         self.basis_, self.model_ = origin.basis, origin.model
         return self
@@ -283,25 +310,40 @@ class Segmenter(EmbeddingClassifier):
                 f"decoder={self.decoder!r} maps scenes", "pass a DataArray (band, y, x)"
             )
         self._is_scene(X)
-        return pixel_map(self.rule_, self.classes_, without_time(X), shares=shares)
+        scene = without_time(X)
+        if set(scene.dims) != {"band", "y", "x"}:
+            raise HeadError(
+                f"decoder={self.decoder!r} maps tokens, and the array has dimensions {X.dims}",
+                "pass (band, y, x)",
+            )
+        return pixel_map(self.rule_, self.classes_, scene, shares=shares)
 
-    def _pixel_accuracy(self, scenes: list[tuple[xr.DataArray, Any]]) -> float:
-        from nec.heads.windows import read_window
+    def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        state, tensors = super()._learned()
+        if self.decoder not in DECODERS:
+            state["terratorch"] = self.terratorch_version_
+        return state, tensors
 
-        right = total = 0
-        for scene in self._pixel_scenes(scenes):
-            height, width = scene.embedding.shape[1:]
-            for rows, columns, values, valid in scene.windows(8 * WINDOW):
-                y = slice(rows.start, min(rows.stop, height))
-                x = slice(columns.start, min(columns.stop, width))
-                block = read_window(scene.embedding, y, x, self.rule_.margin)
-                found = self.rule_.classes(block)
-                keep = valid & (found >= 0)
-                right += int((self.classes_[found[keep]] == values[keep]).sum())
-                total += int(keep.sum())
-        if not total:
-            raise HeadError("no pixel has both a label and data", "choose an area that has data")
-        return right / total
+    def _restore(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
+        if self.decoder in DECODERS:
+            super()._restore(state, tensors)
+            return
+        check_decoder(self.decoder, self.decoder_options)
+        self.terratorch_version_, here = str(state["terratorch"]), installed_version()
+        try:
+            super()._restore(state, tensors)
+        except HeadError as error:
+            if here == self.terratorch_version_:
+                raise
+            raise HeadError(
+                f"the head was fitted with TerraTorch {self.terratorch_version_}, and {here} makes "
+                f"another {self.decoder} ({error})",
+                f"pip install terratorch=={self.terratorch_version_}",
+            ) from error
+        if here != self.terratorch_version_:
+            logger.warning(
+                "fitted with TerraTorch %s, running on %s", self.terratorch_version_, here
+            )
 
     def _labelled(self, scenes: list[tuple[xr.DataArray, Any]]) -> tuple[Rows, NDArray[Any]]:
         most = None if self.max_samples is None else max(1, self.max_samples // len(scenes))
@@ -353,5 +395,6 @@ class Segmenter(EmbeddingClassifier):
                 self.classes_.size,
                 width=self.width,
                 scale=self.upsampling,
+                options=self.decoder_options,
             )
         return LinearRule.of(tensors, self.classes_.size, self.n_features_in_)

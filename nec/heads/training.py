@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nec.heads.classifier import weight_of_codes
+
 logger = logging.getLogger(__name__)
 
 
@@ -53,6 +55,28 @@ class Standard:
         shape = (-1, 1, 1)
         scaled = (tokens - self.mean.reshape(shape)) / self.spread.reshape(shape)
         return torch.from_numpy(np.nan_to_num(scaled, posinf=0, neginf=0).astype(np.float32))
+
+
+def class_weights(
+    class_weight: Any, windows: Sequence[Window], classes: NDArray[Any]
+) -> NDArray[np.float32] | None:
+    """Return the weight of each class in the loss; None where all count alike.
+
+    Raises
+    ------
+    HeadError
+        A weight is of no class.
+    """
+    from sklearn.utils.class_weight import compute_class_weight
+
+    if class_weight is None:
+        return None
+    codes = np.concatenate([w.codes[w.codes >= 0] for w in windows])
+    weight = weight_of_codes(class_weight, classes)
+    if isinstance(weight, dict):
+        weight = {code: weight.get(code, 1.0) for code in range(classes.size)}
+    found = compute_class_weight(weight, classes=np.arange(classes.size), y=codes)
+    return np.asarray(found, np.float32)
 
 
 def train_decoder(

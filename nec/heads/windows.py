@@ -11,6 +11,8 @@ from nec.heads.rules import Rows
 
 # Edge of a window, tokens: reading a margin around it costs little then, and it fits in memory.
 EDGE = 512
+# Edge of the windows that networks learn from, tokens; even in a pyramid.
+WINDOW = 32
 
 Blocks = NDArray[np.floating[Any]]
 
@@ -127,6 +129,7 @@ def apply_windows(
     margin: int,
     before: Callable[[Blocks], Blocks] | None = None,
     scale: int = 1,
+    tile: int = 1,
     leading: tuple[int, ...] = (),
     dtype: Any = np.float32,
 ) -> Any:
@@ -145,6 +148,8 @@ def apply_windows(
         its neighbours in memory is then smaller.
     scale : int
         Pixels a token along each side of the result.
+    tile : int
+        Tokens: every window begins at a multiple of it. A divisor of `EDGE`.
     leading : tuple of int
         Sizes of dimensions before y and x in the result.
     dtype : dtype
@@ -165,7 +170,8 @@ def apply_windows(
         return out
     import dask.array as da
 
-    data = embedding.data.rechunk({0: -1})
+    aligned = {a: _aligned(embedding.chunks[a], tile, margin) for a in (1, 2)} if tile > 1 else {}
+    data = embedding.data.rechunk({0: -1, **aligned})
     if before is not None:
         count = len(before(np.zeros((embedding.shape[0], 1, 1))))
         chunks = ((count,), *data.chunks[1:])
@@ -181,6 +187,16 @@ def apply_windows(
     return data.map_blocks(
         function, dtype=dtype, chunks=tuple(inner), drop_axis=0, meta=_empty(2, dtype)
     )
+
+
+def _aligned(chunks: tuple[int, ...], tile: int, least: int) -> tuple[int, ...]:
+    """Move the borders of chunks up to multiples of a tile; none becomes smaller than `least`."""
+    stops, size = [0], sum(chunks)
+    for stop in np.cumsum(chunks).tolist():
+        border = min(-(-stop // tile) * tile, size)
+        if border > stops[-1] and (border == size or size - border >= least):
+            stops.append(border)
+    return tuple(np.diff(stops).tolist())
 
 
 def _empty(dimensions: int, dtype: Any) -> NDArray[Any]:
