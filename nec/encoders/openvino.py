@@ -7,6 +7,7 @@ bands, any size of chips and of batches.
 import copy
 import os
 import threading
+import warnings
 from typing import Any
 
 import torch
@@ -84,9 +85,9 @@ class OpenvinoEncoder(VisionTransformerEncoder):
         super().__init__(name, network, precision=precision)
         self._blocks = Blocks(self.network, precision)  # kept: the graph shares its memory
         chips = torch.zeros(2, 1, 2 * self.patch_size, 3 * self.patch_size)
-        self._compiled = _compile(
-            self._blocks, block_inputs(self.network, chips, [0], torch.full((2,), 10.0))
-        )
+        with torch.inference_mode():
+            example = block_inputs(self.network, chips, [0], torch.full((2,), 10.0))
+        self._compiled = _compile(self._blocks, example)
         self._of_thread = threading.local()
 
     def _forward(self, chips: Tensor, index: list[int], gsd: Tensor) -> Tensor:
@@ -107,7 +108,9 @@ def _compile(blocks: Blocks, example: tuple[Tensor, ...]) -> Any:
     """
     import openvino
 
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        # OpenVINO traces modules by what torch calls deprecated.
+        warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         model = openvino.convert_model(
             blocks,
             example_input=example,
