@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
+BACKENDS = ("torch", "openvino")
 CARD = "model.json"
 ENCODER = "encoder.safetensors"
 
@@ -44,6 +45,8 @@ class Model:
         By rate: low, medium, high.
     precision : {"float32", "bfloat16"}
         Arithmetic of the encoder.
+    backend : {"torch", "openvino"}
+        What runs the encoder.
     """
 
     name: str
@@ -51,10 +54,11 @@ class Model:
     card: dict[str, Any]
     compressors: dict[str, Compressor]
     precision: str
+    backend: str = "torch"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # By name: another process loads it once, whatever number of tasks it is sent with.
-        return _load_once, (self.reference, self.precision, self.weights_sha256)
+        return _load_once, (self.reference, self.precision, self.backend, self.weights_sha256)
 
     @property
     def reference(self) -> str:
@@ -90,7 +94,7 @@ class Model:
         Raises
         ------
         ModelError
-            If torch is not installed or the weights do not fit the configuration.
+            If torch or the backend is not installed, or the weights do not fit the configuration.
         """
         family = FAMILIES.get(self.card.get("architecture", ""))
         try:
@@ -98,6 +102,11 @@ class Model:
                 return family.make(self.card, self.folder, self.precision)
             return self._transformer()
         except ModuleNotFoundError as error:
+            if error.name == "openvino":
+                raise ModelError(
+                    "backend openvino is not installed",
+                    "pip install 'nec[openvino]', or take backend torch",
+                ) from error
             raise ModelError(
                 f"encoding needs {error.name}, which is not installed",
                 "pip install 'nec[encode]' (reading stores needs only the core)",
@@ -106,8 +115,11 @@ class Model:
     def _transformer(self) -> "Encoder":
         from safetensors.torch import load_file
 
-        from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-        from nec.encoders.vit import VisionTransformerEncoder as VitEncoder
+        from nec.encoders.vit import (
+            VisionTransformer,
+            VisionTransformerConfig,
+            VisionTransformerEncoder,
+        )
 
         config = dict(self.card["encoder"])
         network = VisionTransformer(
@@ -120,7 +132,11 @@ class Model:
             raise ModelError(
                 f"the weights of {self.name} do not fit its configuration", "fetch the model again"
             ) from error
-        return VitEncoder(self.name, network, precision=self.precision)
+        if self.backend == "openvino":
+            from nec.encoders.openvino import OpenvinoEncoder
+
+            return OpenvinoEncoder(self.name, network, precision=self.precision)
+        return VisionTransformerEncoder(self.name, network, precision=self.precision)
 
     def compressor(self, rate: str | float) -> Compressor:
         """Return the compressor of a rate: its name, the nearest in bytes a vector, or of a file.
@@ -176,7 +192,7 @@ def list_models() -> list[str]:
     return sorted(p.parent.name for p in WEIGHTS.glob(f"*/{CARD}"))
 
 
-def load_model(name: str | Path, *, precision: str = "auto") -> Model:
+def load_model(name: str | Path, *, precision: str = "auto", backend: str = "torch") -> Model:
     """Load a model by name, or from a folder.
 
     Parameters
@@ -188,13 +204,25 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
         files as low.json, medium.json or high.json come along.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
+    backend : {"torch", "openvino"}
+        What runs the encoder; "openvino", of the built-in architecture alone, needs
+        ``pip install 'nec[openvino]'``. Embeddings agree within the precision, not bit by bit: a
+        store is finished by the backend that began it.
 
     Raises
     ------
     ModelError
-        If there is no such model, a file is damaged, or the compressors disagree on the basis.
+        If there is no such model or backend, a file is damaged, or the compressors disagree on the
+        basis.
     """
+    if backend not in BACKENDS:
+        raise ModelError(f"backend {backend!r} is unknown", f"choose among {', '.join(BACKENDS)}")
     if (family := family_of(str(name))) is not None:
+        if backend != "torch":
+            raise ModelError(
+                f"backend {backend} does not run {name}",
+                "take backend torch for published encoders",
+            )
         found = family.find(str(name).partition(":")[2])
         digests = [sha256_of(file) for file in found.files]
         # One file is named by its own digest, several by that of their digests.
@@ -224,7 +252,7 @@ def load_model(name: str | Path, *, precision: str = "auto") -> Model:
             f"{str(card.get('weights_sha256'))[:16]}...",
             "the weights are damaged: fetch the model again",
         )
-    return Model(card["name"], folder, card, compressors, _resolve(precision))
+    return Model(card["name"], folder, card, compressors, _resolve(precision), backend)
 
 
 def _compressors(folder: Path) -> dict[str, Compressor]:
@@ -232,16 +260,16 @@ def _compressors(folder: Path) -> dict[str, Compressor]:
     return {rate: Compressor.load(file) for rate, file in files.items() if file.exists()}
 
 
-_LOADED: dict[tuple[str, str], Model] = {}
+_LOADED: dict[tuple[str, str, str], Model] = {}
 _LOADING = Lock()
 
 
-def _load_once(reference: str, precision: str, weights_sha256: str) -> Model:
+def _load_once(reference: str, precision: str, backend: str, weights_sha256: str) -> Model:
     """Load a model that was pickled in another process, once here; it has to be the same."""
     with _LOADING:
-        key = (reference, precision)
+        key = (reference, precision, backend)
         if key not in _LOADED:
-            _LOADED[key] = load_model(reference, precision=precision)
+            _LOADED[key] = load_model(reference, precision=precision, backend=backend)
         model = _LOADED[key]
         if model.weights_sha256 != weights_sha256:
             raise ModelError(

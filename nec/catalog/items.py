@@ -23,7 +23,7 @@ _REPEATED = (
     *("format_version", "model", "weights_sha256", "basis", "space", "rate", "bytes_per_vector"),
     *("vectors", "cosine", "min_cosine", "tasks", "substituted"),
 )
-_PARAMETERS = ("bands", "precision", "tiling", "scaling")
+_PARAMETERS = ("bands", "precision", "backend", "tiling", "scaling")
 
 
 def item_of(

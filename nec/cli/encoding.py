@@ -76,6 +76,10 @@ def encode(
         ),
     ] = "nec-tiny",
     checkpoint: Checkpoint = None,
+    backend: Annotated[
+        str,
+        typer.Option(help="What runs nec's own encoders: torch, or openvino where installed."),
+    ] = "torch",
     rate: Annotated[
         str, typer.Option(help="low, medium, high, bytes per vector, or a compressor (.json).")
     ] = "medium",
@@ -149,12 +153,18 @@ def encode(
     nec encode T33UUU/ series/ --series, and again when scenes of new days are there
     """
     from nec.encoders.tiling import Tiling
+    from nec.model import load_model
     from nec.production import Retries, encode_archive
     from nec.production import encode as run
 
     if (core is None) != (halo is None):
         raise SceneError("chips need --core and --halo", "give both, or neither")
     model = with_checkpoint(model, checkpoint)
+    used: Any = model
+    if backend != "torch":
+        if model.endswith(".json"):
+            raise CompressorError(f"--backend {backend} goes with an encoder", "leave it out")
+        used = load_model(model, backend=backend)
     wanted: str | float = rate
     with suppress(ValueError):
         wanted = float(rate)
@@ -191,7 +201,7 @@ def encode(
             outcome = encode_archive(
                 thing,
                 store,
-                model=model,
+                model=used,
                 sealing=seal,
                 catalog=catalog,
                 series=series,
@@ -210,7 +220,6 @@ def encode(
         raise SceneError(
             "--catalog goes with --each or --series", "run nec catalog build on the folder"
         )
-    used: Any = model
     if model.endswith(".json"):
         from nec.compressor import Compressor
         from nec.products import open_embedding

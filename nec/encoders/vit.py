@@ -241,8 +241,10 @@ class VisionTransformerEncoder:
             )
         index = self.network.band_index(bands)
         scale = torch.full((len(chips),), float(gsd), device=chips.device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(chips.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-        ):
-            return self.network(chips, index, scale).float()
+        with torch.inference_mode():
+            return self._forward(chips, index, scale)
+
+    def _forward(self, chips: Tensor, index: list[int], gsd: Tensor) -> Tensor:
+        mixed = self.precision == "bfloat16"
+        with torch.autocast(chips.device.type, torch.bfloat16, enabled=mixed):
+            return self.network(chips, index, gsd).float()

@@ -291,6 +291,8 @@ def own_attributes(
         "model": model.name,
         "weights_sha256": model.weights_sha256,
         "precision": model.precision,
+        # Left out where it is torch: stores from before there was a choice go on.
+        **({} if model.backend == "torch" else {"backend": model.backend}),
         "basis": compressor.basis_hash,
         "space": "klt",
         "rate": Path(rate).name if isinstance(rate, str) else rate,
