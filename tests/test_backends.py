@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -115,3 +116,14 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match="openvino is not installed"):
         _ = nec.load_model("nec-tiny", backend="openvino").encoder
+
+
+@openvino_is_here
+def test_openvino_reports_nothing_of_its_use() -> None:
+    # In a process of its own: what is imported first decides.
+    code = (
+        "import sys, nec; nec.load_model('nec-tiny', backend='openvino').encoder; "
+        "assert 'openvino' in sys.modules; "
+        "assert not [m for m in sys.modules if m.startswith('openvino_telemetry')]"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)

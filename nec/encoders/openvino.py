@@ -6,8 +6,11 @@ bands, any size of chips and of batches.
 
 import copy
 import os
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -101,14 +104,32 @@ class OpenvinoEncoder(VisionTransformerEncoder):
         return embeddings.reshape(len(chips), -1, rows, columns)
 
 
+@contextmanager
+def _without_telemetry() -> Iterator[None]:
+    """Keep OpenVINO's telemetry out, which reports imports and conversions by default.
+
+    Where it is missing OpenVINO takes a stub for it. A process that imported it before us has
+    decided for itself.
+    """
+    name = "openvino_telemetry"
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]  # an import then fails
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
+
 def _compile(blocks: Blocks, example: tuple[Tensor, ...]) -> Any:
     """Trace the blocks for any number of chips and tokens, and compile them.
 
     One thread to a stream, and a stream to each core that this process may use.
     """
-    import openvino
+    with _without_telemetry(), torch.inference_mode(), warnings.catch_warnings():
+        import openvino
 
-    with torch.inference_mode(), warnings.catch_warnings():
         # OpenVINO traces modules by what torch calls deprecated.
         warnings.filterwarnings("ignore", message=".*torch.jit", category=DeprecationWarning)
         model = openvino.convert_model(

@@ -1,5 +1,7 @@
 """Reading a small box over HTTP: requests and bytes, against a COG of int8 embeddings."""
 
+import getpass
+import os
 import re
 import shutil
 import socket
@@ -29,7 +31,7 @@ BOX = 64
 _LINE = re.compile(r'"(GET|HEAD) (\S+) HTTP/[\d.]+" (\d+) (\d+|-)')
 
 _NGINX = """
-worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
+{user} worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
 events {{}}
 http {{
   access_log {folder}/access.log; client_body_temp_path {folder}/body;
@@ -67,7 +69,11 @@ def served(root: Path) -> Iterator[tuple[str, Path, str]]:
         log = folder / "access.log"
         if nginx := shutil.which("nginx"):
             config = folder / "nginx.conf"
-            config.write_text(_NGINX.format(folder=folder, port=port, root=root.absolute()))
+            # Started by root, its workers would be nobody, who may read no private folder.
+            user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
+            config.write_text(
+                _NGINX.format(folder=folder, port=port, root=root.absolute(), user=user)
+            )
             line, server = [nginx, "-c", str(config)], "nginx"
         else:
             line = [sys.executable, "-c", _AIOHTTP, str(root.absolute()), str(port), str(log)]
