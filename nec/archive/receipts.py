@@ -141,3 +141,12 @@ def discrepancy(path: Path, expected: StoredObject) -> str | None:
     if found.sha256 != expected.sha256:
         return f"object has SHA-256 {found.sha256[:12]}... instead of {expected.sha256[:12]}..."
     return None
+
+
+def checked_object(store: Path, key: str, expected: StoredObject) -> bytes:
+    """Read an object; StoreError where it is not as it was written."""
+    data = read_object(store / key)
+    if data is None or StoredObject.of(data) != expected:
+        problem = "is missing" if data is None else "is not the object that was written"
+        raise StoreError(f"{key} of {store} {problem}", "run nec verify; restore it from a copy")
+    return data
