@@ -5,21 +5,19 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 from zarr.core.buffer import cpu
 from zarr.core.sync import sync
 
-from nec.archive.creation import read_root, stored_arrays
-from nec.archive.layout import ArrayLayout
-from nec.archive.manifest import KEY, manifest_documents, read_manifest
-from nec.archive.metadata import canonical, sha256
-from nec.archive.objects import CheckedStore, checked
-from nec.archive.receipts import StoredObject, checked_object
+from nec.archive.contents import ROOT, Contents
+from nec.archive.creation import read_root
+from nec.archive.metadata import canonical
+from nec.archive.objects import checked
+from nec.archive.receipts import checked_object
 from nec.archive.repository import (
     BRANCH,
     MANIFEST,
@@ -33,16 +31,13 @@ from nec.archive.repository import (
     open_repository,
     reported,
 )
-from nec.archive.seal import root_entry, settled_objects
 from nec.archive.series import FOLDER as SCENES
-from nec.archive.series import TimeStep, is_series, load_step, settle, times_of
 from nec.archive.shard import damage
-from nec.archive.temporaries import locked, tidy
+from nec.archive.temporaries import locked
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
-ROOT = "zarr.json"
 # Objects that are sent at once: a shard holds about 100 KB.
 _BATCH = 32
 # Other producers may change the store, or the branch, meanwhile: then all begins anew.
@@ -76,80 +71,6 @@ class Commit:
     written: int = 0
     removed: int = 0
     bytes: int = 0
-
-
-@dataclass(frozen=True)
-class _State:
-    """What a store consists of at one moment: the digests of its objects, its documents."""
-
-    root: dict[str, Any]
-    objects: dict[str, StoredObject]
-    #: Of the manifest, its index last.
-    documents: dict[str, bytes]
-    steps: tuple[TimeStep, ...]
-
-    @classmethod
-    def of(cls, path: Path, *, allow_failed: bool) -> Self:
-        """Take down the finished state of a store on this machine."""
-        root = read_root(path)
-        if "seal" in root["attributes"]["nec"]:
-            return cls._sealed(path, root)
-        with locked(path):
-            root = read_root(path)
-            if "seal" in root["attributes"]["nec"]:
-                return cls._sealed(path, root)
-            if "tasks" not in root["attributes"]["nec"]:
-                raise StoreError(f"{path} is unfinished", "run the same encode again, then commit")
-            tidy(path)
-            settle(path, root)
-            objects, notes = settled_objects(path, root, allow_failed=allow_failed, read=False)
-            return cls(root, objects, manifest_documents(objects, notes), _steps(path, root))
-
-    @classmethod
-    def _sealed(cls, path: Path, root: dict[str, Any]) -> Self:
-        objects, documents = read_manifest(path, root)
-        if root_entry(root) != objects[ROOT]:
-            raise StoreError(f"{ROOT} of {path} is not the one that was sealed", "run nec verify")
-        return cls(root, objects, documents, _steps(path, root))
-
-    @classmethod
-    def committed(cls, tip: CheckedStore) -> Self:
-        """Take down what a branch holds."""
-        objects, documents = sync(tip.manifest())
-        steps = sync(tip.steps()) if is_series(tip.root) else []
-        return cls(tip.root, objects, documents, tuple(steps))
-
-    @cached_property
-    def arrays(self) -> dict[str, ArrayLayout]:
-        """Arrays of the store, by name."""
-        return stored_arrays(self.root)
-
-    @property
-    def scenes(self) -> set[tuple[str, str]]:
-        """Days and names of all scenes of a series."""
-        return {(step.day, scene.name) for step in self.steps for scene in step.scenes}
-
-    def changed(self, before: "_State | None") -> set[str]:
-        """Keys of what is new, or another than before."""
-        if before is None:
-            return set(self.objects)
-        keys = {k for k, stored in self.objects.items() if before.objects.get(k) != stored}
-        # The manifest's entry for the root leaves the seal out.
-        return keys | ({ROOT} if before.root != self.root else set())
-
-    def describe(self) -> dict[str, Any]:
-        """Say in JSON types what a history shall tell of it."""
-        own = self.root["attributes"]["nec"]
-        days = [step.day for step in self.steps]
-        return {
-            "fingerprint": own["fingerprint"],
-            "model": own.get("model"),
-            "rate": own.get("rate"),
-            "sealed": "seal" in own,
-            "objects": len(self.objects),
-            "manifest": sha256(self.documents[KEY]),
-            **({"times": len(days), "last": days[-1]} if days else {}),
-        }
 
 
 def commit(
@@ -268,9 +189,11 @@ class _Run:
         parent = session.snapshot_id
         self._check_tag(tag, parent)
         before, foreign = self._tip(parent, replace=replace)
-        state = _State.of(self._path, allow_failed=allow_failed)
-        if before is not None and before.root["attributes"]["nec"]["fingerprint"] != (
-            state.root["attributes"]["nec"]["fingerprint"]
+        state = Contents.of(self._path, allow_failed=allow_failed)
+        if (
+            before is not None
+            and before.root["attributes"]["nec"]["fingerprint"]
+            != (state.root["attributes"]["nec"]["fingerprint"])
         ):
             self._refuse(replace, "another run's store")
             before, foreign = None, True
@@ -288,7 +211,7 @@ class _Run:
         try:
             size, documents = self._send(session.store, state, changed, removed)
         except StoreError:
-            if _State.of(self._path, allow_failed=allow_failed) == state:
+            if Contents.of(self._path, allow_failed=allow_failed) == state:
                 raise
             return None  # no damage: another producer went on with the store
         _write_documents(session.store, state, before, documents)
@@ -326,9 +249,9 @@ class _Run:
             raise StoreError(msg, remedy)
 
     def _check_tag(self, tag: str | None, tip: str) -> None:
-        if tag is not None and tag in self._repository.list_tags():
-            if self._repository.lookup_tag(tag) != tip:
-                raise self._taken(tag)
+        tags = self._repository.list_tags()
+        if tag is not None and tag in tags and self._repository.lookup_tag(tag) != tip:
+            raise self._taken(tag)
 
     def _taken(self, tag: str) -> StoreError:
         at = self._repository.lookup_tag(tag)
@@ -339,12 +262,10 @@ class _Run:
         if tag is not None and tag not in self._repository.list_tags():
             self._repository.create_tag(tag, snapshot)
 
-    def _tip(self, snapshot: str, *, replace: bool) -> tuple[_State | None, bool]:
+    def _tip(self, snapshot: str, *, replace: bool) -> tuple[Contents | None, bool]:
         """Take down what the branch holds; None, and whether that is to be cleared away."""
         name = self._name(snapshot)
-        store = RevisionStore(
-            self._repository.readonly_session(snapshot_id=snapshot).store, name
-        )
+        store = RevisionStore(self._repository.readonly_session(snapshot_id=snapshot).store, name)
         if sync(store.is_empty("")):
             return None, False
         try:
@@ -355,9 +276,9 @@ class _Run:
         if not tip.sealed:
             self._refuse(replace, "a store without a manifest, which nec commit did not write")
             return None, True
-        return _State.committed(tip), False
+        return Contents.committed(tip), False
 
-    def _check_successor(self, before: _State, state: _State, *, replace: bool) -> None:
+    def _check_successor(self, before: Contents, state: Contents, *, replace: bool) -> None:
         """Refuse what would take back what was committed."""
         if "seal" in before.root["attributes"]["nec"]:
             self._refuse(replace, "this store sealed, so it never changes, and other bytes of it")
@@ -366,13 +287,14 @@ class _Run:
             self._refuse(replace, f"{len(lost)} scenes that {self._path} lacks ({some})")
 
     def _send(
-        self, store: Any, state: _State, changed: set[str], removed: set[str]
+        self, store: Any, state: Contents, changed: set[str], removed: set[str]
     ) -> tuple[int, dict[str, bytes]]:
         """Write what changed; return bytes written, and documents that Zarr has no keys for."""
         documents = {k: self._checked(k, state) for k in changed if document_place(k) is not None}
         metadata = sorted(key for key in changed if key.endswith(ROOT))
         chunks = sorted(changed - documents.keys() - set(metadata))
-        # Metadata first: Icechunk takes chunks of arrays that it knows alone.
+        # Icechunk takes away chunks within an array's old shape, and adds them within its new one.
+        sync(_delete(store, {key for key in removed if document_place(key) is None}))
         batches = [metadata, *(chunks[at : at + _BATCH] for at in range(0, len(chunks), _BATCH))]
         size, done = sum(map(len, documents.values())), len(documents)
         for keys in batches:
@@ -382,10 +304,9 @@ class _Run:
             done += len(batch)
             if self._progress is not None:
                 self._progress(done, len(changed))
-        sync(_delete(store, {key for key in removed if document_place(key) is None}))
         return size, documents
 
-    def _checked(self, key: str, state: _State) -> bytes:
+    def _checked(self, key: str, state: Contents) -> bytes:
         """Read an object, and hold it against its digest, its checksums and the root."""
         if key == ROOT:
             return canonical(state.root)
@@ -416,15 +337,8 @@ async def _delete(store: Any, keys: Iterable[str]) -> None:
         await store.delete(key)
 
 
-def _steps(path: Path, root: dict[str, Any]) -> tuple[TimeStep, ...]:
-    if not is_series(root):
-        return ()
-    steps = (load_step(path, index) for index in range(times_of(root)))
-    return tuple(step for step in steps if step is not None)
-
-
 def _write_documents(
-    store: Any, state: _State, before: _State | None, steps: Mapping[str, bytes]
+    store: Any, state: Contents, before: Contents | None, steps: Mapping[str, bytes]
 ) -> None:
     """Write the manifest and the scenes of times, those that changed, as arrays of strings."""
     old = {} if before is None else before.documents

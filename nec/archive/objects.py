@@ -160,6 +160,14 @@ class CheckedStore(WrapperStore[Store]):
             raise StoreError(f"{where} is damaged: {'; '.join(problems)}", REMEDY)
         return data
 
+    async def raw(self, key: str) -> bytes | None:
+        """Fetch an object whole, unchecked; None where there is none."""
+        return await self._fetch(key)
+
+    async def keys(self) -> set[str]:
+        """List the keys of all objects, those of documents as in a store's folder."""
+        return {key async for key in self._store.list()}
+
     async def span(self, key: str, start: int, stop: int) -> bytes | None:
         """Fetch bytes `start` to `stop` of an object, unchecked; None where there is no object.
 

@@ -4,12 +4,14 @@ Icechunk keeps Zarr's metadata and chunks alone. The other documents of a store,
 the scenes of its times, are elements of two Zarr arrays of strings beside the basis.
 """
 
-from collections.abc import Iterator, Mapping
+import os
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from zarr import AsyncArray
 from zarr.abc.store import ByteRequest, Store
@@ -18,10 +20,8 @@ from zarr.storage import StorePath, WrapperStore
 
 from nec.archive.manifest import FOLDER, KEY
 from nec.archive.series import FOLDER as SCENES
+from nec.archive.series import step_key
 from nec.errors import MissingLibraryError, StoreError
-
-if TYPE_CHECKING:
-    import icechunk
 
 PREFIX = "icechunk:"
 MANIFEST = "nec/manifest"
@@ -183,8 +183,8 @@ def open_revision(
 
 def open_repository(
     location: str, storage_options: Mapping[str, Any] | None = None, *, create: bool = False
-) -> "icechunk.Repository":
-    """Open a repository; StoreError where there is none and none is to be made."""
+) -> Any:
+    """Open an `icechunk.Repository`; StoreError where there is none and none is to be made."""
     icechunk = imported()
     remedy = "nec commit STORE REPOSITORY makes one"
     if local(location) and not create and not local_path(location).is_dir():
@@ -204,10 +204,14 @@ def open_repository(
 
 def imported() -> Any:
     """Import Icechunk; MissingLibraryError where it is not installed."""
+    first = "icechunk" not in sys.modules
     try:
         import icechunk
     except ModuleNotFoundError as error:
         raise (MissingLibraryError.of(error) or error) from error
+    if first and "ICECHUNK_LOG" not in os.environ:
+        # It warns of commits to folders at every opening; ours wait for each other.
+        icechunk.set_logs_filter("warn,icechunk::storage::object_store=error")
     return icechunk
 
 
@@ -306,6 +310,15 @@ class RevisionStore(WrapperStore[Store]):
         except StoreError as error:
             raise StoreError(error.what, "fetch the repository again, or commit anew") from error
 
+    async def list(self) -> AsyncIterator[str]:
+        """List all keys, those of documents as in a store's folder."""
+        async for key in self._store.list():
+            array, _, rest = key.partition("/c/")
+            if rest and array in _DOCUMENTS:
+                yield _DOCUMENTS[array](int(rest))
+            elif key.removesuffix("/zarr.json") not in _DOCUMENTS:
+                yield key
+
     async def _document(self, name: str, index: int, prototype: BufferPrototype) -> Buffer | None:
         try:
             array = await AsyncArray.open(StorePath(self._store, name), zarr_format=3)
@@ -315,6 +328,12 @@ class RevisionStore(WrapperStore[Store]):
             return None
         text: Any = await array.getitem(index)
         return prototype.buffer.from_bytes(str(text).encode())
+
+
+_DOCUMENTS = {
+    MANIFEST: lambda index: f"{FOLDER}/{index - 1}.json" if index else KEY,
+    SCENES: step_key,
+}
 
 
 def document_place(key: str) -> tuple[str, int] | None:
