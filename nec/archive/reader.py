@@ -104,7 +104,8 @@ def open_store(
         dataset = subset(checked, dataset, bands=bands, overview=overview)
     # Of a repository the snapshot that was read, whatever is committed from now on.
     dataset.encoding |= {"source": checked.name, "traffic": checked.traffic}
-    dataset.encoding["storage_options"] = storage_options
+    if storage_options:  # for what the accessor reads later
+        dataset.encoding["storage_options"] = storage_options
     return dataset
 
 

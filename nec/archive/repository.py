@@ -302,13 +302,16 @@ class RevisionStore(WrapperStore[Store]):
         place = document_place(key)
         if place is None and key.endswith(".json") and not key.endswith("zarr.json"):
             return None  # receipts: a commit holds finished tasks alone
+        where, remedy = f"{key} of {self._name}", "fetch the repository again, or commit anew"
         try:
-            with reported(f"{key} of {self._name}"):
+            with reported(where):
                 if place is None:
                     return await self._store.get(key, prototype, byte_range)
                 return await self._document(*place, prototype)
+        except ValueError as error:  # of the checksum of a document
+            raise StoreError(f"{where} is damaged ({error})", remedy) from error
         except StoreError as error:
-            raise StoreError(error.what, "fetch the repository again, or commit anew") from error
+            raise StoreError(error.what, remedy) from error
 
     async def list(self) -> AsyncIterator[str]:
         """List all keys, those of documents as in a store's folder."""

@@ -168,9 +168,16 @@ def verify(
 def _verify_revision(
     name: str, *, decode: bool, storage_options: Mapping[str, Any] | None
 ) -> Report:
-    store = checked_store(
-        name, storage_options=None if storage_options is None else dict(storage_options)
-    )
+    options = None if storage_options is None else dict(storage_options)
+    try:
+        store = checked_store(name, storage_options=options)
+    except StoreError as error:
+        damaged = [key for key in ("zarr.json", KEY) if error.what.startswith(key)]
+        if not damaged:
+            raise
+        check = _Check(name)
+        check.blame(damaged[0], error.what)
+        return check.report(False, 1)
     if not store.sealed:
         raise StoreError(f"{store.name} holds no manifest", "commit the store with nec commit")
     check, root = _Check(store.name), store.root
