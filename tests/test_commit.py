@@ -416,7 +416,7 @@ def test_commands(store: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def storage() -> Iterator[dict[str, Any]]:
-    """Address and keys, in Icechunk's words, of a server with a bucket ``archive``."""
+    """Address and keys, in Icechunk's words, of a server with a bucket ``repositories``."""
     moto = pytest.importorskip("moto.server", reason="moto is not installed: pip install moto[s3]")
     boto3 = pytest.importorskip("boto3")
     server = moto.ThreadedMotoServer(port=0, verbose=False)
@@ -425,7 +425,7 @@ def storage() -> Iterator[dict[str, Any]]:
     url = f"http://{host}:{port}"
     keys = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
     client = boto3.client("s3", endpoint_url=url, region_name="us-east-1", **keys)
-    client.create_bucket(Bucket="archive")
+    client.create_bucket(Bucket="repositories")
     client.close()
     yield {
         "endpoint_url": url,
@@ -439,7 +439,7 @@ def storage() -> Iterator[dict[str, Any]]:
 def test_conflicts_in_object_storage(
     open_series: Open, store: Path, storage: dict[str, Any]
 ) -> None:
-    url = "s3://archive/conflict"
+    url = "s3://repositories/conflict"
     name = f"icechunk:{url}"
     options = {"storage_options": storage}
     nec.commit(store, url, tag="v1", **options)
@@ -479,7 +479,7 @@ def test_conflicts_in_object_storage(
 
 
 def test_ever_new_conflicts_end(open_series: Open, store: Path, storage: dict[str, Any]) -> None:
-    url = "s3://archive/busy"
+    url = "s3://repositories/busy"
     before = nec.commit(store, url, storage_options=storage)
     fill(open_series, store, THREE)
     with pytest.raises(StoreError, match="changed 5 times meanwhile"):
