@@ -13,8 +13,8 @@ from nec import accessor as _accessor  # noqa: F401 - registers ds.nec
 from nec.errors import MissingLibraryError, NecError
 
 if TYPE_CHECKING:
+    from nec.archive import commit, history, publish, seal, verify
     from nec.archive import open_store as open  # noqa: A004
-    from nec.archive import publish, seal, verify
     from nec.compressor import Compressor
     from nec.model import Model, list_models, load_model
     from nec.production import embed, encode, encode_archive
@@ -25,9 +25,11 @@ __all__ = [
     "Compressor",
     "Model",
     "NecError",
+    "commit",
     "embed",
     "encode",
     "encode_archive",
+    "history",
     "list_models",
     "load_model",
     "open",
@@ -40,9 +42,11 @@ __all__ = [
 _HOMES = {
     "Compressor": "nec.compressor",
     "Model": "nec.model",
+    "commit": "nec.archive",
     "embed": "nec.production",
     "encode": "nec.production",
     "encode_archive": "nec.production",
+    "history": "nec.archive",
     "list_models": "nec.model",
     "load_model": "nec.model",
     "open": "nec.archive",

@@ -62,7 +62,8 @@ class NecAccessor:
                 "this Dataset does not know its store any more, so it has no basis",
                 "call ds.nec.features() on the Dataset as opened, before selecting variables",
             )
-        return read_basis(source)
+        options = self._dataset.encoding.get("storage_options")
+        return read_basis(source, storage_options=options)
 
     @property
     def traffic(self) -> "Traffic":
@@ -110,6 +111,7 @@ class NecAccessor:
                 "this Dataset does not know its store any more, so not its scenes either",
                 "ask the Dataset as opened",
             )
+        options = self._dataset.encoding.get("storage_options")
         rows = [
             {
                 "time": pd.Timestamp(step.day),
@@ -119,7 +121,7 @@ class NecAccessor:
                 "shards": tuple(tuple(map(int, s.split("."))) for s in scene.shards),
                 "digest": scene.digest,
             }
-            for step in read_steps(source)
+            for step in read_steps(source, storage_options=options)
             for scene in step.scenes
         ]
         columns = ["time", "name", "sources", "acquired", "shards", "digest"]

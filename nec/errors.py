@@ -86,6 +86,7 @@ _EXTRAS = {
     "pyproj": "encode",
     "shapely": "encode",
     "terratorch": "terratorch",
+    "icechunk": "icechunk",
 }
 
 

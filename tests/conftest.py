@@ -3,10 +3,15 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from toy_series import BANDS, DAYS, GRID, Open, Task, values
+
+if TYPE_CHECKING:
+    from nec.archive import StoreWriter
+    from nec.codec import NecCodec
 
 #: Upper left corner of the small scenes, in EPSG:32633; no round number, to test the phase.
 CORNER = (399_963.25, 5_700_007.5)
@@ -73,3 +78,39 @@ def rendered_scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from nec.rendered import render_scene
 
     return render_scene(tmp_path_factory.mktemp("rendered") / "rendered.tif", shape=(300, 260))
+
+
+@pytest.fixture(scope="session")
+def codecs() -> "tuple[NecCodec, NecCodec]":
+    """Return codecs fitted to the toy series."""
+    from nec.codec import NecCodec
+    from nec.compressor import Compressor
+
+    sample = np.concatenate([values(DAYS[0], Task(0, c))[0] for c in range(2)], axis=2)
+    fitted = Compressor.fit(
+        sample.transpose(1, 2, 0), cosine=0.999, basis=np.eye(BANDS, dtype="f4")
+    )
+    return NecCodec(fitted.coding), NecCodec(fitted.scene_coding)
+
+
+@pytest.fixture(scope="session")
+def open_series(codecs: "tuple[NecCodec, NecCodec]") -> Open:
+    """Return a function that opens or makes a store of the toy series for writing."""
+    from nec.archive import Layout, StoreWriter
+
+    def start(
+        path: Path, days: list[np.datetime64]
+    ) -> "tuple[StoreWriter, dict[np.datetime64, int]]":
+        times = np.array(days, "datetime64[D]")
+        return StoreWriter.of_series(
+            path,
+            Layout.of_scene(GRID, bands=BANDS, time=times),
+            days=times,
+            codec=codecs[0],
+            scene_codec=codecs[1],
+            attributes={"nec": {"model": "toy", "series": {"grid": GRID.name, "step": "day"}}},
+            basis=np.eye(BANDS, dtype=np.float32),
+            fingerprint="f" * 64,
+        )
+
+    return start

@@ -12,7 +12,7 @@ from nec.compressor import Compressor
 
 HEAVY = (
     *("torch", "numba", "rasterio", "rioxarray", "odc", "sklearn", "matplotlib", "geopandas"),
-    *("pystac", "jsonschema"),
+    *("pystac", "jsonschema", "icechunk"),
 )
 
 

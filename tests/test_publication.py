@@ -150,7 +150,7 @@ def test_refusals(sealed: Path, tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[40] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(StoreError, match="not the object that was sealed"):
+    with pytest.raises(StoreError, match="not the object that was written"):
         nec.publish(damaged, "memory://damaged.zarr")
     with pytest.raises(StoreError, match="no store at"):
         nec.open("memory://damaged.zarr")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nec.archive.metadata import canonical, parse_stamped, sha256, stamp
-from nec.archive.receipts import StoredObject
+from nec.archive.receipts import StoredObject, read_object
 from nec.archive.temporaries import put
 from nec.codec import FORMAT_VERSION
 from nec.errors import StoreError
@@ -97,26 +97,24 @@ def seal_of(manifest: Manifest) -> dict[str, Any]:
     return {"manifest": KEY, "sha256": manifest.sha256, "objects": manifest.count}
 
 
-def write_manifest(
-    store: Path, objects: Mapping[str, StoredObject], notes: Mapping[str, Any]
-) -> Manifest:
-    """Write the parts, then the index.
+def manifest_documents(
+    objects: Mapping[str, StoredObject], notes: Mapping[str, Any]
+) -> dict[str, bytes]:
+    """Make a manifest: its parts, then the index, by key.
 
     Parameters
     ----------
-    store : Path
-        The store.
     objects : mapping of str to StoredObject
         By key.
     notes : mapping
         JSON to keep in the index: counts of tasks, failures.
     """
-    parts = []
+    documents, parts = {}, []
     for number, group in enumerate(_groups(sorted(objects))):
         entries = {key: [objects[key].size, objects[key].sha256] for key in group}
         data = canonical(stamp({"objects": entries}))
         key = f"{FOLDER}/{number}.json"
-        put(store / key, data)
+        documents[key] = data
         parts.append({"key": key, "first": group[0], "sha256": sha256(data)})
     index = {
         "format_version": FORMAT_VERSION,
@@ -125,9 +123,45 @@ def write_manifest(
         "parts": parts,
         **notes,
     }
-    data = canonical(stamp(index))
-    put(store / KEY, data)
-    return Manifest.from_bytes(data, f"{KEY} of {store}")
+    return {**documents, KEY: canonical(stamp(index))}
+
+
+def write_manifest(
+    store: Path, objects: Mapping[str, StoredObject], notes: Mapping[str, Any]
+) -> Manifest:
+    """Write the parts, then the index; see `manifest_documents`."""
+    documents = manifest_documents(objects, notes)
+    for key, data in documents.items():
+        put(store / key, data)
+    return Manifest.from_bytes(documents[KEY], f"{KEY} of {store}")
+
+
+def read_manifest(
+    store: Path, root: Mapping[str, Any]
+) -> tuple[dict[str, StoredObject], dict[str, bytes]]:
+    """Read the manifest of a sealed store on this machine.
+
+    Returns
+    -------
+    dict of str to StoredObject
+        All objects but the manifest's own.
+    dict of str to bytes
+        The documents of the manifest itself, the index last.
+
+    Raises
+    ------
+    StoreError
+        A part is missing or damaged.
+    """
+    index = read_object(store / KEY)
+    manifest = check_seal(index, root, str(store))
+    objects: dict[str, StoredObject] = {}
+    documents: dict[str, bytes] = {}
+    for part in manifest.parts:
+        data = read_object(store / part.key)
+        objects |= read_part(data, part, str(store))
+        documents[part.key] = data or b""
+    return objects, {**documents, KEY: index or b""}
 
 
 def _groups(keys: list[str]) -> Iterator[list[str]]:

@@ -22,6 +22,14 @@ from nec.archive.grid import Task
 from nec.archive.manifest import KEY, Manifest, check_seal, read_part
 from nec.archive.metadata import canonical, parse_root
 from nec.archive.receipts import Receipt, StoredObject, receipt_key
+from nec.archive.repository import (
+    PREFIX,
+    Revision,
+    RevisionStore,
+    is_repository,
+    is_revision,
+    open_revision,
+)
 from nec.archive.seal import filled_arrays
 from nec.archive.series import TimeStep, step_key, times_of
 from nec.archive.shard import damage
@@ -152,6 +160,14 @@ class CheckedStore(WrapperStore[Store]):
             raise StoreError(f"{where} is damaged: {'; '.join(problems)}", REMEDY)
         return data
 
+    async def raw(self, key: str) -> bytes | None:
+        """Fetch an object whole, unchecked; None where there is none."""
+        return await self._fetch(key)
+
+    async def keys(self) -> set[str]:
+        """List the keys of all objects, those of documents as in a store's folder."""
+        return {key async for key in self._store.list()}
+
     async def span(self, key: str, start: int, stop: int) -> bytes | None:
         """Fetch bytes `start` to `stop` of an object, unchecked; None where there is no object.
 
@@ -167,8 +183,22 @@ class CheckedStore(WrapperStore[Store]):
 
     @property
     def sealed(self) -> bool:
-        """Whether a manifest vouches for every object."""
+        """Whether a manifest vouches for every object: the store is sealed, or a commit."""
         return self._manifest is not None
+
+    async def manifest(self) -> tuple[dict[str, StoredObject], dict[str, bytes]]:
+        """Fetch the whole manifest: objects by key, and its own documents, the index last.
+
+        Both are empty where the store has none.
+        """
+        if self._manifest is None:
+            return {}, {}
+        keys = [part.key for part in self._manifest.parts]
+        found = await asyncio.gather(*map(self._fetch, [*keys, KEY]))
+        objects: dict[str, StoredObject] = {}
+        for part, data in zip(self._manifest.parts, found, strict=False):
+            objects |= read_part(data, part, self.name)
+        return objects, {key: data or b"" for key, data in zip([*keys, KEY], found, strict=True)}
 
     def where(self, key: str) -> str:
         """Name an object of an array in messages."""
@@ -242,20 +272,35 @@ def checked_store(
     """Open a store's objects for checked reading; see `nec.archive.open_store`."""
     name = str(store)
     bare: Store
-    if "://" in name:
+    if is_revision(name):
+        bare, name = open_revision(Revision.parse(name), storage_options)
+    elif "://" in name:
         try:
             bare = FsspecStore.from_url(name, storage_options=storage_options, read_only=True)
         except ImportError as error:  # fsspec's own: "Install s3fs to access S3"
             raise MissingLibraryError(f"{name}: {error}", "pip install 'nec[remote]'") from error
     else:
         bare = LocalStore(Path(name), read_only=True)
-    remote = not isinstance(bare, LocalStore)
-    traffic = Traffic()
-    data = sync(_fetch(bare, "zarr.json", traffic)) if remote or Path(name).is_dir() else None
-    if data is None:
+    if isinstance(bare, LocalStore) and not Path(name).is_dir():
         raise StoreError(f"no store at {name}: it has no zarr.json", "check the path")
+    return checked(bare, name)
+
+
+def checked(bare: Store, name: str) -> CheckedStore:
+    """Begin to read the objects of a store: its root and the index of its manifest."""
+    traffic = Traffic()
+    data = sync(_fetch(bare, "zarr.json", traffic))
+    if data is None:
+        remedy = "check the path"
+        if isinstance(bare, LocalStore) and is_repository(Path(name)):
+            remedy = f"it is an Icechunk repository: open {PREFIX}{name}"
+        raise StoreError(f"no store at {name}: it has no zarr.json", remedy)
     root = parse_root(data, name)
     manifest = None
     if "seal" in root["attributes"]["nec"]:
         manifest = check_seal(sync(_fetch(bare, KEY, traffic)), root, name)
+    elif isinstance(bare, RevisionStore):
+        # A commit never changes, so it has a manifest whether or not the store was sealed.
+        index = sync(_fetch(bare, KEY, traffic))
+        manifest = None if index is None else Manifest.from_bytes(index, f"{KEY} of {name}")
     return CheckedStore(bare, root, manifest, name, traffic)

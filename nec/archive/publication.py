@@ -2,14 +2,14 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nec.archive.creation import read_root
-from nec.archive.manifest import KEY, check_seal, read_part
-from nec.archive.receipts import StoredObject, read_object
+from nec.archive.manifest import read_manifest
+from nec.archive.receipts import StoredObject, checked_object
 from nec.archive.seal import root_entry
 from nec.errors import MissingLibraryError, StoreError
 
@@ -88,13 +88,13 @@ def publish(
     own = (path / ROOT).read_bytes()
     _refuse_others(files, base, own, name)
     there = _listed(files, base)
-    objects = dict(_objects(path, root))
+    objects = _objects(path, root)
     if root_entry(root) != objects.pop(ROOT):
         raise StoreError(f"{ROOT} of {path} is not the one that was sealed", "run nec verify")
     lacking = [k for k in objects if not _is_there(path / k, there.get(k))]
     done, sent = len(objects) - len(lacking), 0
     for at in range(0, len(lacking), _BATCH):
-        batch = {k: _checked(path, k, objects[k]) for k in lacking[at : at + _BATCH]}
+        batch = {k: checked_object(path, k, objects[k]) for k in lacking[at : at + _BATCH]}
         files.pipe({f"{base}/{key}": data for key, data in batch.items()})
         sent += sum(map(len, batch.values()))
         done += len(batch)
@@ -139,22 +139,7 @@ def _is_there(file: Path, about: dict[str, Any] | None) -> bool:
     return True
 
 
-def _objects(path: Path, root: Mapping[str, Any]) -> Iterator[tuple[str, StoredObject]]:
-    """Go through all objects: arrays and metadata, then the manifest that vouches for them."""
-    index = read_object(path / KEY)
-    manifest = check_seal(index, root, str(path))
-    own = {}
-    for part in manifest.parts:
-        data = read_object(path / part.key)
-        yield from read_part(data, part, str(path)).items()
-        own[part.key] = StoredObject.of(data or b"")
-    yield from own.items()
-    yield KEY, StoredObject.of(index or b"")
-
-
-def _checked(path: Path, key: str, expected: StoredObject) -> bytes:
-    data = read_object(path / key)
-    if data is None or StoredObject.of(data) != expected:
-        problem = "is missing" if data is None else "is not the object that was sealed"
-        raise StoreError(f"{key} of {path} {problem}", "run nec verify; restore it from a copy")
-    return data
+def _objects(path: Path, root: Mapping[str, Any]) -> dict[str, StoredObject]:
+    """List all objects: arrays and metadata, then the manifest that vouches for them."""
+    objects, documents = read_manifest(path, root)
+    return objects | {key: StoredObject.of(data) for key, data in documents.items()}

@@ -1,6 +1,7 @@
 """Open a store, checked: versions, seal, and every object against its digest as it is read."""
 
 import logging
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from zarr.core.sync import sync
 
 from nec.archive.objects import checked_store
+from nec.archive.repository import PREFIX, Revision, is_revision
 from nec.archive.series import TimeStep, is_series
 from nec.errors import ChunkError, StoreError
 
@@ -24,6 +26,10 @@ def open_store(
     *,
     bands: int | None = None,
     overview: int | None = None,
+    branch: str | None = None,
+    tag: str | None = None,
+    snapshot: str | None = None,
+    as_of: str | datetime | None = None,
     storage_options: dict[str, Any] | None = None,
 ) -> xr.Dataset:
     """Open a store as `xarray.open_zarr` does, with checks and errors that name what is damaged.
@@ -35,7 +41,8 @@ def open_store(
     Parameters
     ----------
     store : str or Path
-        A folder, or a URL that fsspec reads.
+        A folder, a URL that fsspec reads, or ``icechunk:LOCATION``, an Icechunk repository that
+        `nec.commit` wrote; ``icechunk:LOCATION#tag=NAME`` is a state of it.
     bands : int, optional
         Read the first, most important bands alone: the same values as in the whole store.
     overview : {1, 2, 4, 8, 16, 32, 64}, optional
@@ -44,8 +51,14 @@ def open_store(
         cells or more, and what lies in one segment with them. They come near to the means of
         the whole embedding, and cost a fraction of its bytes. Images of a collection are
         averaged each by itself.
+    branch, tag, snapshot : str, optional
+        State of a repository: the last of a branch, by default of ``main``, or what a tag or a
+        snapshot holds.
+    as_of : str or datetime, optional
+        The last state of the branch that was committed then or before; ISO 8601, UTC where
+        nothing else is said.
     storage_options : dict, optional
-        For fsspec.
+        For fsspec, or for Icechunk (see `nec.commit`).
 
     Returns
     -------
@@ -63,6 +76,12 @@ def open_store(
         On reading values: a missing, swapped, stale or damaged object, by its name; with `bands`
         or `overview`, damage of what is needed.
     """
+    choices = {"branch": branch, "tag": tag, "snapshot": snapshot, "as_of": as_of}
+    if is_revision(str(store)):
+        store = str(Revision.parse(str(store)).at(**choices))
+    elif said := [key for key, value in choices.items() if value is not None]:
+        msg = f"{store} is no repository, so it has no {said[0]}"
+        raise StoreError(msg, f"open an Icechunk repository as {PREFIX}LOCATION")
     checked = checked_store(store, storage_options=storage_options)
     try:
         dataset: xr.Dataset = xr.open_zarr(checked, zarr_format=3)
@@ -83,7 +102,10 @@ def open_store(
         from nec.archive.subset import subset
 
         dataset = subset(checked, dataset, bands=bands, overview=overview)
-    dataset.encoding |= {"source": str(store), "traffic": checked.traffic}
+    # Of a repository the snapshot that was read, whatever is committed from now on.
+    dataset.encoding |= {"source": checked.name, "traffic": checked.traffic}
+    if storage_options:  # for what the accessor reads later
+        dataset.encoding["storage_options"] = storage_options
     return dataset
 
 

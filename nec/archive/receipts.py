@@ -34,6 +34,17 @@ class StoredObject:
         """Measure an object."""
         return cls(len(data), sha256(data))
 
+    def discrepancy(self, data: bytes | None) -> str | None:
+        """Say what is wrong with what was found in its place; None where nothing is."""
+        if data is None:
+            return "object is missing"
+        found = StoredObject.of(data)
+        if found.size != self.size:
+            return f"object has {found.size:,} bytes instead of {self.size:,}"
+        if found.sha256 != self.sha256:
+            return f"object has SHA-256 {found.sha256[:12]}... instead of {self.sha256[:12]}..."
+        return None
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -132,12 +143,13 @@ def discrepancies(store: Path, receipt: Receipt) -> Iterator[tuple[str, str]]:
 
 def discrepancy(path: Path, expected: StoredObject) -> str | None:
     """Say what is wrong with one object: missing, of another size, of other content; or None."""
-    data = read_object(path)
-    if data is None:
-        return "object is missing"
-    found = StoredObject.of(data)
-    if found.size != expected.size:
-        return f"object has {found.size:,} bytes instead of {expected.size:,}"
-    if found.sha256 != expected.sha256:
-        return f"object has SHA-256 {found.sha256[:12]}... instead of {expected.sha256[:12]}..."
-    return None
+    return expected.discrepancy(read_object(path))
+
+
+def checked_object(store: Path, key: str, expected: StoredObject) -> bytes:
+    """Read an object; StoreError where it is not as it was written."""
+    data = read_object(store / key)
+    if data is None or StoredObject.of(data) != expected:
+        problem = "is missing" if data is None else "is not the object that was written"
+        raise StoreError(f"{key} of {store} {problem}", "run nec verify; restore it from a copy")
+    return data

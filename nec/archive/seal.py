@@ -20,6 +20,7 @@ from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
+_REMEDY = "resume the run, then run this again"
 _CHUNK_KEY = re.compile(r"(?P<array>.+)/c(/[0-9]+)*")
 
 
@@ -89,24 +90,59 @@ def _seal(path: Path, *, allow_failed: bool) -> None:
     settle(path, root)
     shutil.rmtree(path / FOLDER, ignore_errors=True)
     (path / KEY).unlink(missing_ok=True)
-    vouched = Fingerprints(path, root)
-    receipts = [_settled(path, task, vouched, allow_failed=allow_failed) for task in _tasks(root)]
-    objects = {key: stored for receipt in receipts for key, stored in receipt.objects.items()}
-    ours = {receipt.key for receipt in receipts}
-    for key in sorted(store_keys(path) - objects.keys() - ours):
-        if not is_fixed(key, root):
-            raise StoreError(f"{key} does not belong to {path}", "remove it, then seal")
-        objects[key] = StoredObject.of((path / key).read_bytes())
-    objects["zarr.json"] = root_entry(root)
-    failed = {r.task.name: r.reason for r in receipts if r.status == "failed"}
-    statuses = [receipt.status for receipt in receipts]
-    counts = {status: statuses.count(status) for status in ("written", "missing", "failed")}
-    manifest = write_manifest(path, objects, {"tasks": counts, "failed": failed})
+    objects, notes = settled_objects(path, root, allow_failed=allow_failed)
+    manifest = write_manifest(path, objects, notes)
     own = {**root["attributes"]["nec"], "seal": seal_of(manifest)}
     root = {**root, "attributes": {**root["attributes"], "nec": own}}
     put(path / "zarr.json", canonical(root))
     shutil.rmtree(path / RECEIPTS)
     logger.info("sealed %s: %d objects, manifest %s", path, len(objects), manifest.sha256)
+
+
+def settled_objects(
+    path: Path, root: dict[str, Any], *, allow_failed: bool, read: bool = True
+) -> tuple[dict[str, StoredObject], dict[str, Any]]:
+    """List every object of an unsealed store all of whose tasks are done; hold its lock.
+
+    Parameters
+    ----------
+    path : Path
+        The store.
+    root : dict
+        Its root ``zarr.json``.
+    allow_failed : bool
+        Whether tasks may have failed.
+    read : bool, default: True
+        Hold the objects of tasks against their receipts; else the receipts are believed.
+
+    Returns
+    -------
+    dict of str to StoredObject
+        By key, metadata included, receipts left out.
+    dict
+        Notes for the manifest: counts of tasks, and which failed why.
+
+    Raises
+    ------
+    StoreError
+        Tasks are pending or failed, an object is damaged, or a file does not belong there.
+    """
+    vouched = Fingerprints(path, root)
+    receipts = [_settled(path, task, vouched, allow_failed=allow_failed) for task in _tasks(root)]
+    for receipt in receipts if read else ():
+        for key, problem in discrepancies(path, receipt):
+            raise StoreError(f"{key} of {path}: {problem}", _REMEDY)
+    objects = {key: stored for receipt in receipts for key, stored in receipt.objects.items()}
+    ours = {receipt.key for receipt in receipts}
+    for key in sorted(store_keys(path) - objects.keys() - ours):
+        if not is_fixed(key, root):
+            raise StoreError(f"{key} does not belong to {path}", "remove it, then run this again")
+        objects[key] = StoredObject.of((path / key).read_bytes())
+    objects["zarr.json"] = root_entry(root)
+    failed = {r.task.name: r.reason for r in receipts if r.status == "failed"}
+    statuses = [receipt.status for receipt in receipts]
+    counts = {status: statuses.count(status) for status in ("written", "missing", "failed")}
+    return objects, {"tasks": counts, "failed": failed}
 
 
 def _tasks(root: dict[str, Any]) -> list[Task]:
@@ -116,10 +152,8 @@ def _tasks(root: dict[str, Any]) -> list[Task]:
 def _settled(path: Path, task: Task, vouched: Fingerprints, *, allow_failed: bool) -> Receipt:
     receipt = load_receipt(path, task)
     if receipt is None or receipt.fingerprint != vouched.of(task):
-        raise StoreError(f"task {task.name} of {path} is not done", "resume the run, then seal")
+        raise StoreError(f"task {task.name} of {path} is not done", _REMEDY)
     if receipt.status == "failed" and not allow_failed:
         msg = f"task {task.name} of {path} failed ({receipt.reason})"
-        raise StoreError(msg, "resume the run, or seal with allow_failed=True")
-    for key, problem in discrepancies(path, receipt):
-        raise StoreError(f"{key} of {path}: {problem}", "resume the run, then seal")
+        raise StoreError(msg, "resume the run, or allow failed tasks (allow_failed=True)")
     return receipt

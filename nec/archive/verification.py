@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 import zarr
+from zarr.core.sync import sync
 
 from nec.archive.creation import child_document, read_root, stored_arrays, stored_codec
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import KEY, check_seal, read_part
+from nec.archive.objects import checked_store
 from nec.archive.receipts import FOLDER as RECEIPTS
 from nec.archive.receipts import StoredObject, discrepancy, load_receipt, read_object
+from nec.archive.repository import is_revision
 from nec.archive.seal import filled_arrays, is_fixed, root_entry, store_keys
 from nec.archive.series import Fingerprints, lags, load_step, step_keys
 from nec.archive.shard import chunks_of, damage
@@ -86,30 +89,49 @@ class Report:
 class _Check:
     """State of one verification."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = Path(name)
         self.problems: list[Problem] = []
         self.pending: list[str] = []
         self.failed: list[str] = []
         self.settled: set[Task] = set()
 
     def blame(self, key: str, what: str) -> None:
-        self.problems.append(Problem(str(self.path), key, what))
+        self.problems.append(Problem(self.name, key, what))
+
+    def report(self, sealed: bool, objects: int) -> Report:
+        return Report(
+            self.name,
+            sealed,
+            objects,
+            tuple(sorted(set(self.problems), key=lambda problem: (problem.key, problem.what))),
+            tuple(self.pending),
+            tuple(self.failed),
+        )
 
 
-def verify(store: str | Path, *, decode: bool = True) -> Report:
-    """Check a store on this machine, object by object.
+def verify(
+    store: str | Path,
+    *,
+    decode: bool = True,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Report:
+    """Check a store on this machine, or a state of an Icechunk repository, object by object.
 
     Sealed: each object against the manifest, the manifest against the seal. Not sealed: against
     the receipts, and the metadata against their consolidated copy. Then checksums inside of
-    objects, whether each chunk decodes, and whether the test vectors do to their values.
+    objects, whether each chunk decodes, and whether the test vectors do to their values. Of a
+    repository, each object that Icechunk gives against the manifest that was committed with it.
 
     Parameters
     ----------
     store : str or Path
-        The store.
+        The store; or ``icechunk:LOCATION``, with ``#tag=`` and the like where wanted.
     decode : bool, default: True
-        Decode every chunk too, and the test vectors.
+        Decode every chunk too, and (of a store on this machine) the test vectors.
+    storage_options : mapping, optional
+        Of a repository, for Icechunk.
 
     Returns
     -------
@@ -121,8 +143,10 @@ def verify(store: str | Path, *, decode: bool = True) -> Report:
     StoreError
         There is no store at `store`, or it is of a format version that is not known.
     """
+    if is_revision(str(store)):
+        return _verify_revision(str(store), decode=decode, storage_options=storage_options)
     path = Path(store)
-    check = _Check(path)
+    check = _Check(str(path))
     try:
         root = read_root(path)
     except StoreError as error:
@@ -138,14 +162,53 @@ def verify(store: str | Path, *, decode: bool = True) -> Report:
     _foreign(check, root, expected, present, sealed=sealed)
     if decode:
         _decode(check, root, expected)
-    return Report(
-        str(path),
-        sealed,
-        len(present),
-        tuple(sorted(set(check.problems), key=lambda problem: (problem.key, problem.what))),
-        tuple(check.pending),
-        tuple(check.failed),
-    )
+    return check.report(sealed, len(present))
+
+
+def _verify_revision(
+    name: str, *, decode: bool, storage_options: Mapping[str, Any] | None
+) -> Report:
+    options = None if storage_options is None else dict(storage_options)
+    try:
+        store = checked_store(name, storage_options=options)
+    except StoreError as error:
+        damaged = [key for key in ("zarr.json", KEY) if error.what.startswith(key)]
+        if not damaged:
+            raise
+        check = _Check(name)
+        check.blame(damaged[0], error.what)
+        return check.report(False, 1)
+    if not store.sealed:
+        raise StoreError(f"{store.name} holds no manifest", "commit the store with nec commit")
+    check, root = _Check(store.name), store.root
+    sealed = "seal" in root["attributes"]["nec"]
+    try:
+        expected, own = sync(store.manifest())
+    except StoreError as error:
+        check.blame(KEY, error.what)
+        return check.report(sealed, 1)
+    arrays, codecs = {a.name: a for a in filled_arrays(root)}, dict(_codecs(check, root))
+    for key, stored in expected.items():
+        if key == "zarr.json":
+            if root_entry(root) != stored:
+                check.blame(key, "does not match the manifest")
+            continue
+        try:
+            data = sync(store.raw(key))
+        except StoreError as error:
+            check.blame(key, error.what)
+            continue
+        array = arrays.get(key.partition("/c/")[0])
+        problem = stored.discrepancy(data)
+        if problem:
+            inner = damage(array, data) if array is not None and data is not None else []
+            check.blame(key, "; ".join([problem, *inner]))
+        elif decode and array is not None and data is not None and array.name in codecs:
+            for what in _undecodable(array, data, codecs[array.name]):
+                check.blame(key, what)
+    for key in sync(store.keys()) - expected.keys() - own.keys():
+        check.blame(key, "does not belong to the store")
+    return check.report(sealed, len(expected) + len(own))
 
 
 def _by_manifest(check: _Check, root: dict[str, Any]) -> dict[str, StoredObject]:

@@ -9,7 +9,16 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from nec.cli.terminal import Checkpoint, Store, app, console, progress_bar, with_checkpoint
+from nec.cli.terminal import (
+    Checkpoint,
+    StorageOption,
+    Store,
+    app,
+    console,
+    progress_bar,
+    storage_options,
+    with_checkpoint,
+)
 from nec.demo import size_text
 from nec.errors import CompressorError, StoreError
 
@@ -82,6 +91,7 @@ def info(
     quicklook: Annotated[
         Path | None, typer.Option(help="Write the first three components as a PNG.")
     ] = None,
+    option: StorageOption = None,
 ) -> None:
     """Say what a store holds.
 
@@ -89,7 +99,8 @@ def info(
     """
     from nec.archive import open_store
 
-    dataset = open_store(store)
+    options = storage_options(option)
+    dataset = open_store(store, storage_options=options)
     own = dataset.nec.info
     table = Table(title=escape(str(store)), show_header=False)
     for name, array in dataset.data_vars.items():
@@ -123,7 +134,7 @@ def info(
         if value not in (None, ""):
             table.add_row(key, escape(str(value)))
     console.print(table)
-    _print_shares(store)
+    _print_shares(store, options)
     if quicklook is not None:
         console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
 
@@ -146,14 +157,14 @@ def _masked(fraction: float | list[float | None] | None) -> str | None:
     return ", ".join("-" if part is None else f"{part:.1%}" for part in fraction)
 
 
-def _print_shares(store: str) -> None:
+def _print_shares(store: str, options: dict[str, str]) -> None:
     """Print what subsets of a store cost, where it has any."""
     from nec.archive.objects import checked_store
     from nec.archive.subset import shares
 
     found: dict[int, dict[int, float]] = {}
     with suppress(StoreError):  # damage is for nec verify to tell
-        found = shares(checked_store(store))
+        found = shares(checked_store(store, storage_options=options))
     if not found or min(min(row.values()) for row in found.values()) > 0.99:
         return
     edges = list(next(iter(found.values())))
@@ -189,10 +200,7 @@ def seal(
 def publish(
     store: Annotated[Path, typer.Argument(help="Sealed store on this machine.")],
     url: Annotated[str, typer.Argument(help="Where it is to be: s3://bucket/name.zarr, gs://…")],
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the storage, KEY=VALUE: endpoint_url=https://s3.example.org"),
-    ] = None,
+    option: StorageOption = None,
 ) -> None:
     """Copy a sealed store to object storage, where nobody sees it half there.
 
@@ -203,15 +211,13 @@ def publish(
     """
     from nec.archive import publish as run
 
-    pairs = [o.partition("=") for o in option or []]
-    if wrong := [key + sign for key, sign, value in pairs if not (key and sign and value)]:
-        raise StoreError(f"--option {wrong[0]} has no value", "write KEY=VALUE")
+    options = storage_options(option)
     with Progress(console=console) as bar:
         task = bar.add_task(escape(f"publishing {store}"), total=None)
         done = run(
             store,
             url,
-            storage_options={key: value for key, _, value in pairs},
+            storage_options=options,
             progress=lambda now, total: bar.update(task, completed=now, total=total),
         )
     console.print(
@@ -221,14 +227,98 @@ def publish(
 
 
 @app.command()
-def verify(store: Annotated[Path, typer.Argument(help="Store, sealed or not.")]) -> None:
-    """Check every object of a store; name what is missing or damaged.
+def commit(
+    store: Annotated[Path, typer.Argument(help="Finished store on this machine, sealed or not.")],
+    repository: Annotated[
+        str, typer.Argument(help="Icechunk repository: a folder, s3://bucket/name, gs://, az://.")
+    ],
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="What the history shall say.")
+    ] = None,
+    tag: Annotated[str | None, typer.Option(help="Name for this state; a tag never moves.")] = None,
+    branch: Annotated[str, typer.Option(help="Branch to commit to.")] = "main",
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Commit though the branch holds another run's store, or scenes that STORE lacks; "
+            "they stay in the history.",
+        ),
+    ] = False,
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Commit though shards failed: they read as missing."),
+    ] = False,
+    option: StorageOption = None,
+) -> None:
+    """Commit a store's state to an Icechunk repository: earlier states stay readable.
+
+    Only what changed since the last commit is written, in one transaction. Open a state with
+    nec.open("icechunk:REPOSITORY#tag=NAME"), or with #snapshot=ID, #as_of=2026-05-01.
+
+    [bold]Example:[/bold] nec commit series/T33UUU.zarr archive/ --tag 2026-05
+    """
+    from nec.archive import commit as run
+
+    options = storage_options(option)
+    with Progress(console=console) as bar:
+        task = bar.add_task(escape(f"committing {store}"), total=None)
+        done = run(
+            store,
+            repository,
+            message=message,
+            tag=tag,
+            branch=branch,
+            replace=replace,
+            allow_failed=allow_failed,
+            storage_options=options,
+            progress=lambda now, total: bar.update(task, completed=now, total=total),
+        )
+    if not done.new:
+        console.print(f"nothing changed since [bold]{escape(done.name)}[/bold]")
+        return
+    console.print(
+        f"[bold]{escape(done.name)}[/bold]: {done.objects} objects, {done.written} written "
+        f"({size_text(done.bytes)}), {done.removed} removed"
+    )
+
+
+@app.command()
+def history(
+    repository: Annotated[
+        str, typer.Argument(help="Icechunk repository; with #tag=NAME the commits up to there.")
+    ],
+    option: StorageOption = None,
+) -> None:
+    """List the commits of an Icechunk repository, the last first.
+
+    [bold]Example:[/bold] nec history archive/
+    """
+    from nec.archive import history as run
+
+    table = Table("snapshot", "time (UTC)", "tags", "written", "message")
+    for one in run(repository, storage_options=storage_options(option)):
+        table.add_row(
+            one.id,
+            f"{one.time:%Y-%m-%dT%H:%M:%S}",
+            escape(", ".join(one.tags)),
+            size_text(one.details["bytes"]) if "bytes" in one.details else "",
+            escape(one.message),
+        )
+    console.print(table)
+
+
+@app.command()
+def verify(store: Store, option: StorageOption = None) -> None:
+    """Check every object of a store, or of a commit; name what is missing or damaged.
 
     [bold]Example:[/bold] nec verify out.zarr
+
+    nec verify icechunk:archive/#tag=2026-05
     """
     from nec.archive import verify as run
 
-    report = run(store)
+    report = run(store, storage_options=storage_options(option))
     for problem in report.problems:
         console.print(f"[red]{escape(str(problem))}[/red]")
     if report.pending:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from nec.errors import StoreError
+
 if TYPE_CHECKING:
     from nec.production import Progress as RunProgress
 
@@ -22,7 +24,16 @@ app = typer.Typer(
     "Encode scenes to small stores of embeddings that plain xarray opens; train heads on them.",
 )
 console = Console(highlight=False, soft_wrap=True)
-Store = Annotated[str, typer.Argument(help="Store of embeddings: a folder or an http(s) URL.")]
+Store = Annotated[
+    str,
+    typer.Argument(
+        help="Store of embeddings: a folder, an http(s) URL, or icechunk:REPOSITORY#tag=NAME."
+    ),
+]
+StorageOption = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="Of the storage, KEY=VALUE: endpoint_url=https://s3.example.org"),
+]
 
 Checkpoint = Annotated[
     Path | None, typer.Option(help="File of weights of a --model terratorch:BACKBONE.")
@@ -32,6 +43,14 @@ Checkpoint = Annotated[
 def with_checkpoint(model: str, checkpoint: Path | None) -> str:
     """Return a model's name with the file of its weights."""
     return model if checkpoint is None else f"{model}@{checkpoint}"
+
+
+def storage_options(options: list[str] | None) -> dict[str, str]:
+    """Return the pairs of ``--option KEY=VALUE``."""
+    pairs = [option.partition("=") for option in options or []]
+    if wrong := [key + sign for key, sign, value in pairs if not (key and sign and value)]:
+        raise StoreError(f"--option {wrong[0]} has no value", "write KEY=VALUE")
+    return {key: value for key, _, value in pairs}
 
 
 @contextmanager
