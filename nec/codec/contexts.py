@@ -65,6 +65,10 @@ class Scan(NamedTuple):
         The tiles of the next lower frequencies, vertically and horizontally.
     ring : ndarray of shape (2 * block - 1,), int32
         Frequency ring by u + v.
+    ring_count : ndarray of shape (tile, ring), int64
+        Number of coefficients of each tile by ring, in a whole block.
+    ring_span : ndarray of shape (tile, 2), int64
+        First and last + 1 ring of each tile, in a whole block.
     classes : ndarray of shape (8192,), uint8
         Context class of an expected magnitude.
     bits : int
@@ -78,6 +82,8 @@ class Scan(NamedTuple):
     corner: NDArray[np.int32]
     below: NDArray[np.int32]
     ring: NDArray[np.int32]
+    ring_count: NDArray[np.int64]
+    ring_span: NDArray[np.int64]
     classes: NDArray[np.uint8]
     bits: int
     block_bits: int
@@ -111,12 +117,19 @@ def scan_of(block: int, edge: int) -> Scan:
         below[t, 0] = tile_of[up if p >= block else back]
         below[t, 1] = tile_of[back if p % block else up]
     corner = np.stack([u[order[first]], v[order[first]]], axis=1)
+    ring = np.searchsorted(np.array(RING_EDGES), np.arange(2 * block - 1)).astype(np.int32)
+    ring_count = np.zeros((len(first), rings_of(block)), np.int64)
+    np.add.at(ring_count, (tile_of, ring[u + v]), 1)
+    lowest = (ring_count > 0).argmax(1)
+    ring_span = np.stack([lowest, lowest + (ring_count > 0).sum(1)], axis=1)
     return Scan(
         np.searchsorted(tile_octave, np.arange(int(tile_octave[-1]) + 2)).astype(np.int32),
         tile_octave,
         corner.astype(np.int32),
         below,
-        np.searchsorted(np.array(RING_EDGES), np.arange(2 * block - 1)).astype(np.int32),
+        ring,
+        ring_count,
+        ring_span,
         context_classes(),
         edge.bit_length() - 1,
         block.bit_length() - 1,

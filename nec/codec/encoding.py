@@ -385,7 +385,12 @@ def encode_segment(  # noqa: PLR0912, PLR0915 - one loop nest, as the decoder's
                             if refinement == 0:
                                 learn_flag(state, parameters, b, g, min(total, FULL))
                                 if total > 0:
-                                    learn_tile(
-                                        state, parameters, scan, around[0], b, shape, height, width
-                                    )
+                                    for u in range(top, bottom):
+                                        line = around[0] + (u << bits)
+                                        for v in range(far if u < turn else close, end):
+                                            m = magnitude_at(symbols, line + v)
+                                            if m > 0:
+                                                ring = ring_of(u, v, scan, height, width)
+                                                state.total[b, ring] += m
+                                    learn_tile(state, parameters, scan, t, b, shape, height, width)
     return count

@@ -342,13 +342,21 @@ def tile_rows(
 
 
 @inlined
+def learnt(prior: int, total: int, count: int) -> int:
+    """Return a level, from its prior and what was seen; nothing is negative."""
+    # Unsigned: numba need not ask in which direction to round.
+    weighed = np.uint64(prior * PRIOR + (total << LEVEL_BITS))
+    return np.int64(weighed // np.uint64(PRIOR + count))
+
+
+@inlined
 def learn_dc(state: State, parameters: Parameters, b: int, ring: int, magnitude: int) -> None:
     """Let the level of a DC's residuals follow what was seen."""
     state.total[b, ring] += magnitude
     state.count[b, ring] += 1
-    state.level[b, ring] = (
-        parameters.level[b, ring] * PRIOR + (state.total[b, ring] << LEVEL_BITS)
-    ) // (PRIOR + state.count[b, ring])
+    state.level[b, ring] = learnt(
+        parameters.level[b, ring], state.total[b, ring], state.count[b, ring]
+    )
 
 
 @inlined
@@ -356,9 +364,11 @@ def learn_flag(state: State, parameters: Parameters, b: int, octave: int, energy
     """Let the level of tiles' energies follow what was seen."""
     state.flag_total[b, octave] += energy
     state.flag_count[b, octave] += 1
-    state.flag_level[b, octave] = (
-        parameters.flag_level[b, octave] * PRIOR + (state.flag_total[b, octave] << LEVEL_BITS)
-    ) // (PRIOR + state.flag_count[b, octave])
+    state.flag_level[b, octave] = learnt(
+        parameters.flag_level[b, octave],
+        state.flag_total[b, octave],
+        state.flag_count[b, octave],
+    )
 
 
 @inlined
@@ -375,23 +385,30 @@ def learn_tile(
     state: State,
     parameters: Parameters,
     scan: Scan,
-    place: int,
+    t: int,
     b: int,
     rows: tuple[int, int, int, int, int, int],
     height: int,
     width: int,
 ) -> None:
-    """Let the levels of a tile's rings follow what was seen; `rows` are those of `tile_rows`."""
-    symbols = state.symbols.reshape(-1)
-    top, bottom, turn, far, near, end = rows
-    lowest, highest = state.total.shape[1], 0
-    for u in range(top, bottom):
-        for v in range(far if u < turn else near, end):
-            ring = ring_of(u, v, scan, height, width)
-            state.total[b, ring] += magnitude_at(symbols, place + (u << scan.bits) + v)
-            state.count[b, ring] += 1
-            lowest, highest = min(lowest, ring), max(highest, ring)
-    for ring in range(lowest, highest + 1):
-        state.level[b, ring] = (
-            parameters.level[b, ring] * PRIOR + (state.total[b, ring] << LEVEL_BITS)
-        ) // (PRIOR + state.count[b, ring])
+    """Let the levels of a tile's rings follow what was seen; `rows` are those of `tile_rows`.
+
+    The magnitudes are in the totals already: only those that are not zero count there.
+    """
+    lowest, highest = scan.ring_span[t, 0], scan.ring_span[t, 1]
+    block = 1 << scan.block_bits
+    if height == block and width == block:
+        for ring in range(lowest, highest):
+            state.count[b, ring] += scan.ring_count[t, ring]
+    else:
+        lowest, highest = np.int64(state.total.shape[1]), np.int64(0)
+        top, bottom, turn, far, near, end = rows
+        for u in range(top, bottom):
+            for v in range(far if u < turn else near, end):
+                ring = ring_of(u, v, scan, height, width)
+                state.count[b, ring] += 1
+                lowest, highest = min(lowest, ring), max(highest, ring + 1)
+    for ring in range(lowest, highest):
+        state.level[b, ring] = learnt(
+            parameters.level[b, ring], state.total[b, ring], state.count[b, ring]
+        )

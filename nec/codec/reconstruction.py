@@ -13,7 +13,6 @@ from nec.codec.transform import (
     fits,
     integer_matrices,
     inverse,
-    inverse_integers,
     largest_factors,
     scratch,
 )
@@ -30,18 +29,7 @@ def _is_patched(patch_of: NDArray[np.int32]) -> bool:
 
 
 @kernel
-def _patch(
-    patch_of: NDArray[np.int32], patches: NDArray[np.int32], b: int, values: NDArray[np.int64]
-) -> None:
-    """Add the half steps of patched tokens."""
-    for y in range(patch_of.shape[0]):
-        for x in range(patch_of.shape[1]):
-            if patch_of[y, x] >= 0:
-                values[y, x] += np.int64(patches[patch_of[y, x], b]) << (OUTPUT_BITS - 1)
-
-
-@kernel
-def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slower
+def _reconstruct(
     symbols: NDArray[np.int32],
     extent: NDArray[np.uint8],
     blocks: Blocks,
@@ -72,6 +60,8 @@ def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slowe
                 down, across = matrices[height], matrices[width]
                 refinement = blocks.refinement[s, r, c]
                 finer = np.float32(2.0 ** -(refinement >> 1))
+                # A slice of one sample: there is nothing to take a sample from without patches.
+                patch = patch_of[s : s + 1, y0:y1, x0:x1]
                 patched = len(patches) > 0 and _is_patched(patch_of[s, y0:y1, x0:x1])
                 for b in range(bands):
                     k, m = np.int64(extent[s, r, c, b, 0]), np.int64(extent[s, r, c, b, 1])
@@ -87,14 +77,7 @@ def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slowe
                     for u in range(k):
                         for v in range(m):
                             total += abs(here[u * block + v])
-                    plane = out[s, b]
-                    if patched:
-                        inverse_integers(here, k, m, height, width, offsets, down, across, wide)
-                        _patch(patch_of[s, y0:y1, x0:x1], patches, b, wide.tile)
-                        for y in range(height):
-                            for x in range(width):
-                                plane[y0 + y, x0 + x] = np.float32(wide.tile[y, x]) * factor
-                    elif fits(total, largest[height], largest[width]):
+                    if not patched and fits(total, largest[height], largest[width]):
                         inverse(
                             here,
                             k,
@@ -106,7 +89,11 @@ def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slowe
                             across,
                             narrow,
                             factor,
-                            plane,
+                            False,
+                            patch,
+                            patches,
+                            b,
+                            out[s, b],
                             y0,
                             x0,
                         )
@@ -122,7 +109,11 @@ def _reconstruct(  # noqa: PLR0912 - one loop nest: cut up, no clearer and slowe
                             across,
                             wide,
                             factor,
-                            plane,
+                            patched,
+                            patch,
+                            patches,
+                            b,
+                            out[s, b],
                             y0,
                             x0,
                         )

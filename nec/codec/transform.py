@@ -20,6 +20,10 @@ MATRIX_BITS = 13
 FIRST_SHIFT = 9
 SECOND_SHIFT = 5
 OUTPUT_BITS = COEFFICIENT_BITS + 2 * MATRIX_BITS - FIRST_SHIFT - SECOND_SHIFT
+# Rows of frequencies that the second pass takes at a time, and how far apart they lie: a constant,
+# so that the compiler sees that they do not overlap, and need not ask at every line.
+ROWS = 16
+PITCH = 64
 
 
 def cosine_matrix(size: int) -> NDArray[np.float64]:
@@ -52,9 +56,9 @@ def cosine_matrices(block: int) -> NDArray[np.float32]:
 def integer_matrices(block: int) -> NDArray[np.int32]:
     """Return the matrices (frequency, position) of all sizes with 13 fractional bits.
 
-    Shape (block + 1, block + 7, block): seven rows of zeros let kernels take eight at a time.
+    Shape (block + 1, block + 15, block): rows of zeros let kernels take sixteen at a time.
     """
-    matrices = np.zeros((block + 1, block + 7, block), np.int32)
+    matrices = np.zeros((block + 1, block + ROWS - 1, block), np.int32)
     for n in range(1, block + 1):
         matrices[n, :n, :n] = np.rint(cosine_matrix(n) * (1 << MATRIX_BITS))
     return matrices
@@ -72,22 +76,19 @@ class Scratch(NamedTuple):
 
     Attributes
     ----------
-    half : ndarray of shape (edge + 7, edge)
-    pair : ndarray of shape (2, edge)
-    tile : ndarray of shape (edge, edge)
-        Of `inverse_integers`, its result.
+    half : ndarray of shape ((edge + ROWS - 1) * PITCH,)
+        Frequencies down, positions across.
+    pair : ndarray of shape (2 * PITCH,)
+        Sums over even and over odd frequencies, of one line.
     """
 
     half: NDArray[np.int64]
     pair: NDArray[np.int64]
-    tile: NDArray[np.int64]
 
 
 def scratch(edge: int, kind: type[np.signedinteger[Any]]) -> Scratch:
     """Return room for the inverse of blocks of an edge."""
-    return Scratch(
-        np.empty((edge + 7, edge), kind), np.empty((2, edge), kind), np.empty((edge, edge), kind)
-    )
+    return Scratch(np.empty((edge + ROWS - 1) * PITCH, kind), np.empty(2 * PITCH, kind))
 
 
 @inlined
@@ -183,17 +184,18 @@ def dequantised(q: int, oscillating: bool, offsets: NDArray[np.int64]) -> int:
 def transform_across(
     symbols: NDArray[np.int32],
     rows: int,
+    padded: int,
     columns: int,
     width: int,
     offsets: NDArray[np.int64],
     across: NDArray[np.int32],
     half: NDArray[np.int64],
 ) -> None:
-    """First pass of the inverse; seven lines beyond `rows` become zero."""
+    """First pass of the inverse; lines from `rows` up to `padded` become zero."""
     block = across.shape[1]
     for u in range(rows):
-        line = half[u]
-        line[:width] = 1 << (FIRST_SHIFT - 1)
+        line = half[u * PITCH : u * PITCH + width]
+        line[:] = 1 << (FIRST_SHIFT - 1)
         for v in range(columns):
             q = np.int64(symbols[u * block + v])
             if q == 0:
@@ -203,41 +205,63 @@ def transform_across(
                 line[x] += wave[x] * value
         for x in range(width):
             line[x] >>= FIRST_SHIFT
-    half[rows : rows + 7] = 0
+    for u in range(rows, padded):
+        half[u * PITCH : u * PITCH + width] = 0
 
 
 @inlined
-def transform_down(
-    half: NDArray[np.int64],
-    rows: int,
-    width: int,
-    down: NDArray[np.int32],
-    y: int,
-    pair: NDArray[np.int64],
-) -> None:
-    """Second pass of the inverse: a row and its mirror image, in 2**-21 of a step.
+def eight_factors(
+    down: NDArray[np.int32], u: int, y: int
+) -> tuple[int, int, int, int, int, int, int, int]:
+    """Return what eight waves have at a line: even frequencies, then odd ones."""
+    return (
+        down[u, y],
+        down[u + 2, y],
+        down[u + 4, y],
+        down[u + 6, y],
+        down[u + 1, y],
+        down[u + 3, y],
+        down[u + 5, y],
+        down[u + 7, y],
+    )
 
-    Waves of even frequency are even, those of odd frequency odd: half the rows give all.
-    """
-    even, odd = pair[0], pair[1]
-    even[:width] = 1 << (SECOND_SHIFT - 1)
-    odd[:width] = 0
-    # Every result is stored, which keeps it as narrow as the scratch: numba reckons in 64 bits.
-    for u in range(0, rows, 8):
-        a, b, c, d = down[u, y], down[u + 2, y], down[u + 4, y], down[u + 6, y]
-        for x in range(width):
-            even[x] += (a * half[u, x] + b * half[u + 2, x]) + (
-                c * half[u + 4, x] + d * half[u + 6, x]
-            )
-        a, b, c, d = down[u + 1, y], down[u + 3, y], down[u + 5, y], down[u + 7, y]
-        for x in range(width):
-            odd[x] += (a * half[u + 1, x] + b * half[u + 3, x]) + (
-                c * half[u + 5, x] + d * half[u + 7, x]
-            )
+
+@inlined
+def four_waves(half: NDArray[np.int64], at: int, a: int, b: int, c: int, d: int) -> int:
+    """Return a sum over every other of eight rows."""
+    total: int = (a * half[at] + b * half[at + 2 * PITCH]) + (
+        c * half[at + 4 * PITCH] + d * half[at + 6 * PITCH]
+    )
+    return total
+
+
+@inlined
+def begin_line(
+    pair: NDArray[np.int64],
+    width: int,
+    patched: bool,
+    patch_of: NDArray[np.int32],
+    patches: NDArray[np.int32],
+    b: int,
+    upper: int,
+    lower: int,
+) -> None:
+    """Set sums to what rounds them, and to the half steps of patched tokens."""
     for x in range(width):
-        first, second = even[x], odd[x]
-        even[x] = first + second
-        odd[x] = first - second
+        pair[x] = 1 << (SECOND_SHIFT - 1)
+    for x in range(width):
+        pair[PITCH + x] = 0
+    if patched:
+        for x in range(width):
+            above = below = np.int64(0)
+            if patch_of[0, upper, x] >= 0:
+                above = np.int64(patches[patch_of[0, upper, x], b])
+            if patch_of[0, lower, x] >= 0:
+                below = np.int64(patches[patch_of[0, lower, x], b])
+            # Half of a half step to either sum: the line's own is their sum, the other's their
+            # difference.
+            pair[x] += (above + below) << (OUTPUT_BITS + SECOND_SHIFT - 2)
+            pair[PITCH + x] += (above - below) << (OUTPUT_BITS + SECOND_SHIFT - 2)
 
 
 @kernel
@@ -252,11 +276,17 @@ def inverse(
     across: NDArray[np.int32],
     scratch: Scratch,
     factor: np.float32,
+    patched: bool,
+    patch_of: NDArray[np.int32],
+    patches: NDArray[np.int32],
+    b: int,
     out: NDArray[np.float32],
     top: int,
     left: int,
 ) -> None:
     """Reconstruct the box of one plane from its integer coefficients.
+
+    Waves of even frequency are even, those of odd frequency odd: half the lines give all.
 
     Parameters
     ----------
@@ -269,52 +299,73 @@ def inverse(
     offsets : ndarray of shape (4,), int64
         Taken from the magnitude of an oscillating coefficient of magnitude 0, 1, 2 and above,
         in sixteenths of a step.
-    down, across : ndarray of shape (edge + 7, edge), int32
+    down, across : ndarray of shape (edge + 15, edge), int32
         `integer_matrices` of the box's height and width.
     scratch : Scratch
         Of int32 only where no sum can leave it, see `fits`.
     factor : float32
         2**-16 of a step.
+    patched : bool
+        Whether there are patches.
+    patch_of : ndarray of shape (1, height, width), int32
+        Which patch each token has, or -1.
+    patches : ndarray of shape (patch, band), int32
+        Half steps.
+    b : int
+        Band.
     out : ndarray of shape (y, x), float32
         The plane; whole, so that the compiler knows its rows to be contiguous.
     top, left : int
         Where the box lies in it.
     """
     half, pair = scratch.half, scratch.pair
-    transform_across(symbols, rows, columns, width, offsets, across, half)
-    row, image = pair[0], pair[1]
+    # Sums are cast to what the scratch holds: numba reckons in 64 bits.
+    kind = half.dtype.type
+    # All of the sixteens of frequencies but the last; a box of patches alone has none at all.
+    whole = (max(rows, 1) - 1) // ROWS * ROWS
+    transform_across(symbols, rows, whole + ROWS, columns, width, offsets, across, half)
+    few = rows - whole <= ROWS // 2
     for y in range((height + 1) // 2):
-        transform_down(half, rows, width, down, y, pair)
-        # In the middle both are the same row, and the first is what counts.
-        line = out[top + height - 1 - y, left : left + width]
-        for x in range(width):
-            line[x] = np.float32(image[x] >> SECOND_SHIFT) * factor
-        line = out[top + y, left : left + width]
-        for x in range(width):
-            line[x] = np.float32(row[x] >> SECOND_SHIFT) * factor
-
-
-@kernel
-def inverse_integers(
-    symbols: NDArray[np.int32],
-    rows: int,
-    columns: int,
-    height: int,
-    width: int,
-    offsets: NDArray[np.int64],
-    down: NDArray[np.int32],
-    across: NDArray[np.int32],
-    scratch: Scratch,
-) -> None:
-    """Reconstruct like `inverse`, but leave integers, 2**-16 of a step, in the scratch's tile."""
-    half, pair, tile = scratch
-    transform_across(symbols, rows, columns, width, offsets, across, half)
-    for y in range((height + 1) // 2):
-        transform_down(half, rows, width, down, y, pair)
-        for x in range(width):
-            tile[height - 1 - y, x] = pair[1, x] >> SECOND_SHIFT
-        for x in range(width):
-            tile[y, x] = pair[0, x] >> SECOND_SHIFT
+        image = height - 1 - y
+        if y == 0 or whole > 0 or patched:
+            begin_line(pair, width, patched, patch_of, patches, b, y, image)
+        for u in range(0, whole, ROWS):
+            f = eight_factors(down, u, y)
+            g = eight_factors(down, u + 8, y)
+            part = half[u * PITCH : (u + ROWS) * PITCH]
+            for x in range(width):
+                pair[x] += four_waves(part, x, f[0], f[1], f[2], f[3]) + four_waves(
+                    part, x + 8 * PITCH, g[0], g[1], g[2], g[3]
+                )
+                pair[PITCH + x] += four_waves(part, x + PITCH, f[4], f[5], f[6], f[7]) + four_waves(
+                    part, x + 9 * PITCH, g[4], g[5], g[6], g[7]
+                )
+        # In the middle both are the same row, and the upper is what counts.
+        lower = out[top + image, left : left + width]
+        upper = out[top + y, left : left + width]
+        f = eight_factors(down, whole, y)
+        part = half[whole * PITCH : (whole + ROWS) * PITCH]
+        if few:
+            for x in range(width):
+                even = kind(pair[x] + four_waves(part, x, f[0], f[1], f[2], f[3]))
+                odd = kind(pair[PITCH + x] + four_waves(part, x + PITCH, f[4], f[5], f[6], f[7]))
+                lower[x] = np.float32(kind(even - odd) >> SECOND_SHIFT) * factor
+                upper[x] = np.float32(kind(even + odd) >> SECOND_SHIFT) * factor
+        else:
+            g = eight_factors(down, whole + 8, y)
+            for x in range(width):
+                even = kind(
+                    pair[x]
+                    + four_waves(part, x, f[0], f[1], f[2], f[3])
+                    + four_waves(part, x + 8 * PITCH, g[0], g[1], g[2], g[3])
+                )
+                odd = kind(
+                    pair[PITCH + x]
+                    + four_waves(part, x + PITCH, f[4], f[5], f[6], f[7])
+                    + four_waves(part, x + 9 * PITCH, g[4], g[5], g[6], g[7])
+                )
+                lower[x] = np.float32(kind(even - odd) >> SECOND_SHIFT) * factor
+                upper[x] = np.float32(kind(even + odd) >> SECOND_SHIFT) * factor
 
 
 @inlined

@@ -158,9 +158,8 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                                         corner = magnitude_at(flat, line - edge + first - 1)
                                 for v in range(first, end):
                                     low = magnitude_at(flat, line - edge + v) if u > 0 else 0
-                                    level = state.level[
-                                        b, np.uint64(ring_of(u, v, scan, height, width))
-                                    ]
+                                    ring = np.uint64(ring_of(u, v, scan, height, width))
+                                    level = state.level[b, ring]
                                     if refinement > 0:
                                         level = refined(level, refinement)
                                     seen = (low, back, corner)
@@ -185,12 +184,12 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                                         return False
                                     flat[np.uint64(line + v)] = q
                                     total += back
+                                    if refinement == 0:
+                                        state.total[b, ring] += back
                                     deepest, widest = max(deepest, u + 1), max(widest, v + 1)
                             energy[beside[0] + t] = min(total, FULL)
                             if refinement == 0:
                                 learn_flag(state, parameters, b, g, min(total, FULL))
-                                learn_tile(
-                                    state, parameters, scan, around[0], b, shape, height, width
-                                )
+                                learn_tile(state, parameters, scan, t, b, shape, height, width)
                         reach[0], reach[1] = deepest, widest
     return bool(read == len(words) and stream == np.uint64(0))
