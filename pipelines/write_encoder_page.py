@@ -2,7 +2,8 @@
 
     python pipelines/write_encoder_page.py
 
-Reads ``docs/benchmarks/encoder.json`` (see ``bench_encoder.py``) and, where it is there,
+Reads ``docs/benchmarks/encoder.json`` (see ``bench_encoder.py``) and, where they are there,
+``noise_training.json`` (its compressibility, of a pair of networks with and without noise) and
 ``pretraining.json`` (see ``bench_pretraining.py``).
 """
 
@@ -88,8 +89,10 @@ def main() -> None:
     results = json.loads((args.folder / "encoder.json").read_text())
     shown = [accuracies(found) for found in tables(results).values()]
     text = replace_block(text, "accuracies", "\n\n".join(shown))
-    if "compressibility" in results:
-        text = replace_block(text, "compressibility", compressibility(results["compressibility"]))
+    noise = args.folder / "noise_training.json"
+    measured = json.loads(noise.read_text()) if noise.exists() else results
+    if "compressibility" in measured:
+        text = replace_block(text, "compressibility", compressibility(measured["compressibility"]))
     if {"speed", "seams"} <= set(results):
         text = replace_block(text, "speed", speed(results["speed"], results["seams"]))
     ablation = args.folder / "pretraining.json"

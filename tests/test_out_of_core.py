@@ -13,13 +13,15 @@ import nec
 from nec.compressor import Compressor
 from nec.heads import BiomassRegressor, Segmenter, write_map
 
-BANDS, SHARD, TOKENS = 24, 256, 3072
-LIMIT = 640 << 20  # writable memory of a process that fits and maps
+BANDS, SHARD, TOKENS = 24, 256, 3584
+# Writable memory of a process that fits and maps. Libraries, and the stacks of as many threads as
+# there are cores, take a part of it that grows when a busy machine lets threads run ahead.
+LIMIT = 896 << 20
 
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory):
-    """Write a store of 12 x 12 shards, with classes and quantities all over it."""
+    """Write a store of 14 x 14 shards, with classes and quantities all over it."""
     pipelines = Path(__file__).parents[1] / "pipelines"
     patch = pytest.MonkeyPatch()
     patch.syspath_prepend(pipelines)
@@ -92,7 +94,9 @@ def test_the_limit_is_one(places):
     from bench_out_of_core import run_step
 
     paths, _, _ = places
-    with pytest.raises(RuntimeError, match=r"(?s)failed.*(MemoryError|allocate|new thread)"):
+    # Extensions that find no memory when they are loaded may leave no exception (SystemError).
+    shortage = r"(?s)failed.*(MemoryError|allocate|new thread|SystemError)"
+    with pytest.raises(RuntimeError, match=shortage):
         run_step(
             "linear", paths | {"points": ""}, paths["folder"] / "no.tif",
             rows=SHARD, limit=250 << 20, workers=2, steps=0,
