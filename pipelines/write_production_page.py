@@ -3,7 +3,8 @@
     python pipelines/write_production_page.py
 
 Reads ``docs/benchmarks/production.json`` (see ``bench_production.py``; parts that it lacks are
-named) and ``docs/benchmarks/main_job.json`` (bytes of stores of real scenes).
+named), ``backends.json`` (see ``bench_backends.py``) and ``main_job.json`` (bytes of stores of real
+scenes).
 """
 
 import argparse
@@ -35,9 +36,33 @@ def main() -> None:
     text = page.read_text()
     for name, write in blocks.items():
         text = replace_block(text, name, write(measured))
-    page.write_text(text)
+    found = json.loads((args.benchmarks / "backends.json").read_text())
+    page.write_text(replace_block(text, "backends", backends(found)))
     page = args.docs / "scale.md"
     page.write_text(replace_block(page.read_text(), "cost", cost(main_job, measured)))
+
+
+def backends(found: dict[str, Any]) -> str:
+    """Return what could run the encoder, how fast and how near to float32."""
+    rows = [
+        ("", "CPU seconds a batch, median", "times as fast as torch bfloat16", "1 - cosine, mean")
+    ]
+    for name, row in found["rows"].items():
+        rows.append(
+            (
+                name,
+                f"{row['median_cpu_seconds']:.2f}",
+                f"{row['times_as_fast_as_producer']:.2f}",
+                f"{max(row['one_minus_cosine']['mean'], 0):.1e}",
+            )
+        )
+    machine = found["machine"]
+    features = ", ".join(name for name, there in machine["features"].items() if there)
+    return (
+        f"{table(*rows)}\n\n{machine['processor']} ({features}), one core, batches of "
+        f"{found['batch']} chips of {found['chip_pixels']} pixels; cosines over {found['chips']} "
+        f"chips. Not run: {', '.join(found['refused'])}."
+    )
 
 
 def faults(measured: dict[str, Any]) -> str:
