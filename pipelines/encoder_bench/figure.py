@@ -49,8 +49,9 @@ def draw(results: dict[str, Any], out: Path) -> None:
 
     shown = tables(results)
     count = len(shown) + ("compressibility" in results)
+    down, across = -(-count // 3), min(count, 3)
     figure, axes = plt.subplots(
-        -(-count // 3), 3, figsize=(15, 3.2 * -(-count // 3)), layout="constrained", squeeze=False
+        down, across, figsize=(5 * across, 3.2 * down), layout="constrained", squeeze=False
     )
     flat = list(axes.ravel())
     for ax, (name, table) in zip(flat, shown.items(), strict=False):
