@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 WEIGHTS = Path(__file__).parent / "weights"
 RATES = ("low", "medium", "high")
-BACKENDS = ("torch", "openvino")
+BACKENDS = ("torch", "openvino", "cuda")
 CARD = "model.json"
 ENCODER = "encoder.safetensors"
 
@@ -45,8 +45,8 @@ class Model:
         By rate: low, medium, high.
     precision : {"float32", "bfloat16"}
         Arithmetic of the encoder.
-    backend : {"torch", "openvino"}
-        What runs the encoder.
+    backend : {"torch", "openvino", "cuda"}
+        What runs the encoder: torch on the processor, OpenVINO, or torch on an NVIDIA GPU.
     """
 
     name: str
@@ -136,6 +136,15 @@ class Model:
             from nec.encoders.openvino import OpenvinoEncoder
 
             return OpenvinoEncoder(self.name, network, precision=self.precision)
+        if self.backend == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise ModelError(
+                    "backend cuda finds no NVIDIA GPU, or a torch that was built without CUDA",
+                    "take backend torch",
+                )
+            network.cuda()
         return VisionTransformerEncoder(self.name, network, precision=self.precision)
 
     def compressor(self, rate: str | float) -> Compressor:
@@ -204,10 +213,11 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
         files as low.json, medium.json or high.json come along.
     precision : {"auto", "float32", "bfloat16"}
         Arithmetic of the encoder; "auto" takes bfloat16 where the processor has it.
-    backend : {"torch", "openvino"}
-        What runs the encoder; "openvino", of the built-in architecture alone, needs
-        ``pip install 'nec[openvino]'``. Embeddings agree within the precision, not bit by bit: a
-        store is finished by the backend that began it.
+    backend : {"torch", "openvino", "cuda"}
+        What runs the encoder: torch on the processor; of the built-in architecture alone OpenVINO
+        (``pip install 'nec[openvino]'``), or torch on the first NVIDIA GPU. Embeddings agree within
+        the precision, not bit by bit: a store is finished by the backend that began it, so a GPU
+        is taken where it is asked for, not wherever there is one.
 
     Raises
     ------
@@ -229,7 +239,7 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
         digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
         card = found.card | {"weights_sha256": digest}
         return Model(
-            card["name"], found.folder, card, _compressors(found.folder), _resolve(precision)
+            card["name"], found.folder, card, _compressors(found.folder), _resolve(precision, backend)
         )
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
@@ -252,7 +262,7 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
             f"{str(card.get('weights_sha256'))[:16]}...",
             "the weights are damaged: fetch the model again",
         )
-    return Model(card["name"], folder, card, compressors, _resolve(precision), backend)
+    return Model(card["name"], folder, card, compressors, _resolve(precision, backend), backend)
 
 
 def _compressors(folder: Path) -> dict[str, Compressor]:
@@ -296,11 +306,13 @@ def sha256_of(path: Path) -> str:
         raise ModelError(f"{path} cannot be read ({error})", "fetch the model again") from error
 
 
-def _resolve(precision: str) -> str:
+def _resolve(precision: str, backend: str) -> str:
     if precision not in ("auto", "float32", "bfloat16"):
         raise ModelError(f"precision {precision!r} is unknown", "auto, float32 or bfloat16")
     if precision != "auto":
         return precision
+    if backend == "cuda":
+        return "bfloat16"
     try:
         import torch
     except ImportError:

@@ -97,6 +97,19 @@ def test_a_store_is_finished_by_the_backend_that_began_it(tmp_path: Path) -> Non
     assert "backend" not in open_store(tmp_path / "b.zarr").attrs["nec"]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_embeddings_of_a_gpu_are_those_of_the_processor(
+    exact: Encoder, chips: torch.Tensor
+) -> None:
+    model = nec.load_model("nec-tiny", precision="float32", backend="cuda")
+    found = model.encoder.embed(chips[:, :3], bands=RGB, gsd=10.0)
+    assert found.device == chips.device
+    np.testing.assert_allclose(
+        found, exact.embed(chips[:, :3], bands=RGB, gsd=10.0), atol=2e-3, rtol=0
+    )
+
+
 @openvino_is_here
 def test_the_command_line_takes_a_backend(rendered_scene: Path, tmp_path: Path) -> None:
     store = tmp_path / "scene.zarr"
@@ -113,6 +126,9 @@ def test_what_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text('{"model": {"encoder": {"embedding_size": 128}}}')
     with pytest.raises(ModelError, match="does not run galileo"):
         nec.load_model(f"galileo:{tmp_path}", backend="openvino")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match="no NVIDIA GPU"):
+        _ = nec.load_model("nec-tiny", backend="cuda").encoder
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ModelError, match="openvino is not installed"):
         _ = nec.load_model("nec-tiny", backend="openvino").encoder

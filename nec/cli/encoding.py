@@ -78,7 +78,10 @@ def encode(
     checkpoint: Checkpoint = None,
     backend: Annotated[
         str,
-        typer.Option(help="What runs nec's own encoders: torch, or openvino where installed."),
+        typer.Option(
+            help="What runs nec's own encoders: torch, openvino where installed, or cuda, an "
+            "NVIDIA GPU."
+        ),
     ] = "torch",
     rate: Annotated[
         str, typer.Option(help="low, medium, high, bytes per vector, or a compressor (.json).")

@@ -240,9 +240,10 @@ class VisionTransformerEncoder:
                 "pad or crop them to a multiple",
             )
         index = self.network.band_index(bands)
-        scale = torch.full((len(chips),), float(gsd), device=chips.device)
+        device = self.network.head.weight.device
+        scale = torch.full((len(chips),), float(gsd), device=device)
         with torch.inference_mode():
-            return self._forward(chips, index, scale)
+            return self._forward(chips.to(device), index, scale).to(chips.device)
 
     def _forward(self, chips: Tensor, index: list[int], gsd: Tensor) -> Tensor:
         mixed = self.precision == "bfloat16"
