@@ -239,7 +239,11 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
         digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
         card = found.card | {"weights_sha256": digest}
         return Model(
-            card["name"], found.folder, card, _compressors(found.folder), _resolve(precision, backend)
+            card["name"],
+            found.folder,
+            card,
+            _compressors(found.folder),
+            _resolve(precision, backend),
         )
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
