@@ -209,13 +209,15 @@ def lowrank_encoder(found: dict[str, Any]) -> str:
         for name, of in attacks.items()
     }
     if tables:
-        names = [row for row in next(iter(tables.values())) if row != "majority class"]
+        names = list(next(iter(tables.values())))
         head = [name if at == 0 else f"{name}; difference" for at, name in enumerate(names)]
         rows = [("accuracy, % (95 %)", *head)]
         for task, of in tables.items():
             cells = [
                 percent(of[n])
                 + (f"; {percent(of[n]['difference'], '+')}" if "difference" in of[n] else "")
+                if n in of
+                else ""
                 for n in names
             ]
             rows.append((task, *cells))
