@@ -18,12 +18,12 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
+from measured_parts import installed
 from production_bench.scenes import real_numbers, write_tiled
 from production_bench.throughput import TimedEncoder
 from torch import Tensor
@@ -193,15 +193,8 @@ def machine() -> dict[str, Any]:
         "features": {name: name in flags for name in wanted},
         "cores_used": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: installed(name) for name in PACKAGES},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def draw(result: dict[str, Any], path: Path) -> None:

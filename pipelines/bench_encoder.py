@@ -11,10 +11,6 @@ compressibility.
 import argparse
 import json
 import logging
-import os
-import platform
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from encoder_bench.dense import against_bands, bench_flood, bench_terramesh
 from encoder_bench.encoders import HeadlessEncoder, encoder_of
 from encoder_bench.figure import draw
 from encoder_bench.speed import bench_seams, bench_speed
+from measured_parts import run_parts
 
 from nec.encoders.vit import VisionTransformerConfig
 from nec.model import load_model, sha256_of
@@ -81,25 +78,15 @@ def main() -> None:
         "speed": lambda: bench_speed(encoder),
         "seams": lambda: bench_seams(args.data, encoder),
     }
-    results: dict[str, Any] = {
-        "weights_sha256": digest,
-        "parameters": sum(p.numel() for p in encoder.network.parameters()),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "cores": os.cpu_count(),
-        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
-    }
-    target = args.out.with_suffix(".json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        before = json.loads(target.read_text())
-        if before.get("weights_sha256") == digest:
-            results |= {part: before[part] for part in PARTS if part in before}
-    for part in args.parts:
-        start = time.perf_counter()
-        results[part] = jobs[part]()
-        results[part]["seconds"] = round(time.perf_counter() - start, 1)
-        target.write_text(json.dumps(results, indent=1) + "\n")
-        show(part, results[part])
+    results = run_parts(
+        args.out.with_suffix(".json"),
+        jobs,
+        args.parts,
+        show,
+        weights=digest,
+        packages=PACKAGES,
+        about={"parameters": sum(p.numel() for p in encoder.network.parameters())},
+    )
     if any("rows" in results.get(part, {}) for part in PARTS):
         draw(results, args.out.with_suffix(".png"))
 

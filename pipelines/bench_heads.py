@@ -10,17 +10,14 @@ pixels and the same labels, and are tested on places that none of them has seen.
 import argparse
 import json
 import logging
-import os
-import platform
 import tempfile
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from encoder_bench.encoders import encoder_of
 from heads_bench import biomass, classification, curves, segmentation
 from heads_bench.figure import draw
+from measured_parts import run_parts
 
 from nec.model import load_model
 
@@ -80,24 +77,9 @@ def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str
         raise SystemExit(
             f"no such part: {', '.join(unknown)} (parts: {', '.join([*groups, *jobs])})"
         )
-    target = args.out.with_suffix(".json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
-        "weights_sha256": digest,
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "cores": os.cpu_count(),
-        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
-    }
-    if target.exists():
-        before = json.loads(target.read_text())
-        if before.get("weights_sha256") == digest:
-            results |= {part: before[part] for part in jobs if part in before}
-    for part in wanted:
-        start = time.perf_counter()
-        results[part] = jobs[part]()
-        results[part]["seconds"] = round(time.perf_counter() - start, 1)
-        target.write_text(json.dumps(results, indent=1) + "\n")
-        show(part, results[part])
+    results = run_parts(
+        args.out.with_suffix(".json"), jobs, wanted, show, weights=digest, packages=PACKAGES
+    )
     draw(results, list(jobs), args.out.with_suffix(".png"))
 
 

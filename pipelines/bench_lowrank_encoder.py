@@ -15,10 +15,6 @@ what an earlier call found with the same weights.
 import argparse
 import json
 import logging
-import os
-import platform
-import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ from encoder_bench.dense import bench_flood, bench_terramesh, linear_side_by_sid
 from encoder_bench.encoders import encoder_of
 from encoder_bench.speed import speed_of
 from lowrank_encoder import load_lowrank
+from measured_parts import run_parts
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
 from nec.lowrank import deploy
@@ -83,32 +80,24 @@ def main() -> None:
         "attacks": lambda: bench_attacks(args.data, args.split, networks, **paired),
     }
     told = json.loads((args.run / "lowrank.json").read_text())
-    results: dict[str, Any] = {
-        "weights_sha256": {
+    run_parts(
+        args.out.with_suffix(".json"),
+        jobs,
+        args.parts,
+        show,
+        weights={
             DENSE: dense.weights_sha256,
             LOWRANK: sha256_of(weights),
             SMALL: sha256_of(args.small) if args.small else None,
         },
-        "small": small.to_dict(),
-        "saved": {key: told[key] for key in ("trained", "deployed")},
-        "layers": told["layers"],
-        "steps": len(told["log"]),
-        "versions": {"python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "cores": os.cpu_count(),
-        "intervals": "95 %, bootstrap of the test units (2,000 draws), paired between rows",
-    }
-    target = args.out.with_suffix(".json")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    if target.exists():
-        before = json.loads(target.read_text())
-        if before.get("weights_sha256") == results["weights_sha256"]:
-            results |= {part: before[part] for part in PARTS if part in before}
-    for part in args.parts:
-        start = time.perf_counter()
-        results[part] = jobs[part]()
-        results[part]["seconds"] = round(time.perf_counter() - start, 1)
-        target.write_text(json.dumps(results, indent=1) + "\n")
-        show(part, results[part])
+        packages=PACKAGES,
+        about={
+            "small": small.to_dict(),
+            "saved": {key: told[key] for key in ("trained", "deployed")},
+            "layers": told["layers"],
+            "steps": len(told["log"]),
+        },
+    )
 
 
 def options() -> argparse.Namespace:

@@ -179,7 +179,7 @@ def masking_costs(found: dict[str, Any]) -> str:
 
 def lowrank_encoder(found: dict[str, Any]) -> str:
     """Return what the low-rank encoder is beside the dense one and a small dense one."""
-    shown = []
+    shown = [f"Trained on for {found['steps']:,} steps as low rank."]
     if speed := found.get("speed"):
         networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
         for name, count in speed["parameters"].items():

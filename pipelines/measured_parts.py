@@ -1,0 +1,70 @@
+"""Run the parts of a benchmark, and keep with them what they were measured on."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+INTERVALS = "95 %, bootstrap of the test units (2,000 draws), paired between rows"
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package, None where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def run_parts(
+    target: Path,
+    jobs: Mapping[str, Callable[[], dict[str, Any]]],
+    wanted: Iterable[str],
+    show: Callable[[str, dict[str, Any]], None],
+    *,
+    weights: Any,
+    packages: Iterable[str],
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Run parts, writing what is there after each; others stay as found with the same weights.
+
+    Parameters
+    ----------
+    target : Path
+        JSON that holds the results.
+    jobs : mapping of str to callable
+        All parts, in their order.
+    wanted : iterable of str
+        Those that are run.
+    show : callable
+        Prints a part by its name and what it found.
+    weights : str, or JSON of several
+        SHA-256 of the weights; results of others are dropped.
+    packages : iterable of str
+        Whose versions are kept.
+    about : mapping, optional
+        What else stands before the parts.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {
+        "weights_sha256": weights,
+        **(about or {}),
+        "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
+        "cores": os.cpu_count(),
+        "intervals": INTERVALS,
+    }
+    if target.exists():
+        before = json.loads(target.read_text())
+        if before.get("weights_sha256") == weights:
+            results |= {part: before[part] for part in jobs if part in before}
+    for part in wanted:
+        start = time.perf_counter()
+        results[part] = jobs[part]()
+        results[part]["seconds"] = round(time.perf_counter() - start, 1)
+        target.write_text(json.dumps(results, indent=1) + "\n")
+        show(part, results[part])
+    return results
