@@ -1,4 +1,4 @@
-"""Read nec stores of format version 1: python docs/format_reader.py STORE [ARRAY]."""
+"""Read nec stores of format versions 1 and 2: python docs/format_reader.py STORE [ARRAY]."""
 
 # A reference for ports: the comments name, in quotes, the sections of docs/format.md.
 # fmt: off
@@ -9,8 +9,7 @@ from ctypes import c_float
 from functools import cache, reduce
 from itertools import accumulate, pairwise, product
 from pathlib import Path
-
-MASK, REFINEMENTS, VERBATIM, PATCHES, SEGMENTS = range(5)  # parts of a chunk
+MASK, REFINEMENTS, VERBATIM, PATCHES, CODES, SEGMENTS = range(6)  # parts of a chunk
 MISSING = (65200, 49152, 32768, 16384, 336)  # frequency of "missing" by valid neighbours
 RINGS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 126)  # where rings of frequency end
 TOTAL, LARGEST, DC, RESIDUAL = 1 << 16, 1 << 20, (0, 0), "residual"
@@ -22,7 +21,8 @@ crc32c = lambda data: (0xFFFFFFFF ^ reduce(
 numbers = lambda code, data: [number for (number,) in struct.iter_unpack("<" + code, data)]
 float32 = lambda value: c_float(value).value  # to nearest, ties to even, overflow to infinity
 clamp = lambda a, m: max(-m, min(a, m))
-refined = lambda a, r: clamp((a * 362 >> 8 if r & 1 else a) << (r >> 1), 1 << 31)
+finer = lambda a, r: (a * 362 >> 8 if r & 1 else a) << (r >> 1)
+refined = lambda a, r: clamp(finer(a, r), 1 << 31)
 shift_of = lambda expected: max(expected.bit_length() - 13, 0)
 class_of = lambda expected: bisect_right(CLASSES, expected >> shift_of(expected))
 level_of = lambda code: [4 * (((8 + code % 8) << code // 8) >> 3), 4]  # 4 p + 1024 t, 4 + c
@@ -37,12 +37,13 @@ def check(holds, what):
 
 class Coding:  # "Configuration of the codec"
     def __init__(self, fields):
-        check(fields["version"] == 1, f"format version {fields['version']} is not known")
+        check(fields["version"] in (1, 2), f"format version {fields['version']} is not known")
         digested = {k: v for k, v in fields.items() if k not in ("lagrangian", "min_cosine")}
         text = json.dumps(digested, sort_keys=True, separators=(",", ":"))
         self.digest = hashlib.sha256(text.encode()).digest()[:4]
         rows = lambda name, form: [*struct.iter_unpack("<" + form, base64.b64decode(fields[name]))]
-        self.block, self.offsets = fields["block"], (0, *fields["offsets"])
+        self.version, self.block = fields["version"], fields["block"]
+        self.offsets = (0, *fields["offsets"])
         n, rings = fields["band_groups"][-1], bisect_left(RINGS, 2 * self.block - 2) + 1
         [self.steps], [self.mean] = rows("steps", f"{n}f"), rows("mean", f"{n}i")
         [self.weight], self.level = rows("weight", f"{n}B"), rows("level", f"{rings + 1}B")
@@ -52,6 +53,9 @@ class Coding:  # "Configuration of the codec"
         tables = [(0, *accumulate(row)) for row in rows("tables", "16H")]
         check(all(table[-1] == TOTAL for table in tables), "a table does not sum to 65536")
         self.dc_tables, self.tables = ([tables[t] for t in row] for row in rows("table_of", "41B"))
+        if self.version == 2:  # "Codebook"
+            [self.units], self.codebook = rows("units", f"{n}I"), rows("codebook", f"{n}b")
+            self.counts = sum(rows("counts", "H"), ())
         groups = (pairwise((0, *fields[name])) for name in ("octave_groups", "band_groups"))
         self.segments = [(range(*octaves), range(*bands)) for octaves, bands in product(*groups)]
 
@@ -84,7 +88,8 @@ class Block:  # the box of a block's valid tokens (y, x), and what is decoded of
         self.y, self.x, self.box = rows[0], columns[0], list(product(rows, columns))
         self.height, self.width = len(rows), len(columns)
         self.gain = math.isqrt((coding.block**2 << 16) // (self.height * self.width))
-        self.refinement, self.verbatim, self.near, self.tiles = 0, None, (None, None), {}
+        self.refinement = self.code = 0
+        self.verbatim, self.near, self.tiles = None, (None, None), {}
         for frequency in product(range(self.height), range(self.width)):
             self.tiles.setdefault(tile_of(*frequency), []).append(frequency)
         # By band: coefficients; magnitudes of oscillating ones and RESIDUAL, energies of tiles.
@@ -136,7 +141,7 @@ class Chunk:  # "Chunk"
     def __init__(self, data, coding, shape):
         shape = (*shape, 1, 1) if len(shape) == 2 else (*[1] * (4 - len(shape)), *shape)
         (samples, bands, height, width), self.shape, self.coding = shape, shape, coding
-        check(data[0] == 1 and data[1] < 16, "the chunk is of another format version")
+        check(data[0] == coding.version and data[1] < 16 * data[0], "a chunk of another version")
         check(data[2:6] == coding.digest, "the chunk is of another configuration")
         present, rest = [part for part in range(SEGMENTS) if data[1] >> part & 1], iter(data[6:])
         present += range(SEGMENTS, SEGMENTS + len(coding.segments))
@@ -150,8 +155,9 @@ class Chunk:  # "Chunk"
         check(bounds[-1] == len(data), "the chunk has a wrong size")
         streams = {k: Stream(v[k == REFINEMENTS:]) for k, v in parts.items() if k != VERBATIM}
         valid, cuts, tokens, self.patches = {}, [], {}, {}
+        lone = coding.version > 1 and height * width == 1  # vectors that stand in a row
         for s, y, x in product(range(samples), range(height), range(width)):  # "Mask"
-            left = valid.get((s, y, x - 1), valid.get((s, y - 1, x), 0))
+            left = valid.get((s - lone, y, x + lone - 1), valid.get((s, y - 1, x), 0))
             v = left + sum(valid.get((s, y - 1, i), left) for i in (x - 1, x, x + 1))
             valid[s, y, x] = streams[MASK].symbol((0, MISSING[v], TOTAL)) if MASK in parts else 1
         self.valid = {token for token in valid if valid[token]}
@@ -177,6 +183,13 @@ class Chunk:  # "Chunk"
                 block.refinement = 1 + stream.bits(5)
             near = coded.get((s, r, c - 1)), coded.get((s, r - 1, c))
             block.near = [b if b and b.refinement == block.refinement else None for b in near]
+        counts = coding.counts if CODES in parts else ()
+        for block in coded.values() if counts else ():  # "Codebook"
+            total = sum(counts)
+            starts = [(below << 16) // total for below in accumulate(counts, initial=0)]
+            block.code = streams[CODES].symbol(starts)
+            counts = [(c + 1) >> 1 if total + 32 > TOTAL else c for c in counts]
+            counts[block.code] += 32
         levels = [[level_of(code) for code in row] for row in coding.level]
         flag_levels = [[level_of(code) for code in row] for row in coding.flag_level]
         for part, (octaves, group) in enumerate(coding.segments, SEGMENTS):  # "Coefficients"
@@ -202,11 +215,13 @@ class Chunk:  # "Chunk"
         (_, bands, height, width), out = self.shape, [math.nan] * math.prod(self.shape)
         for ((s, _, _), block), band in product(self.blocks.items(), range(bands)):
             r, z = block.refinement, block.transformed(band, self.coding.offsets)
+            centre = self.coding.codebook[block.code][band] if self.coding.version == 2 else 0
+            near = finer(centre * self.coding.units[band], r) if centre else 0
             factor = float32(float32(self.coding.steps[band] * 2**-16) * 2.0 ** -(r >> 1))
             factor = float32(factor * float32(math.sqrt(0.5))) if r & 1 else factor
             for i, (y, x) in enumerate(block.box):
                 patch = self.patches.get((s * height + y) * width + x)
-                value = float32(float32(z[i] + (patch[band] << 15 if patch else 0)) * factor)
+                value = float32(float32(z[i] + near + (patch[band] << 15 if patch else 0)) * factor)
                 value = block.verbatim[band * len(z) + i] if block.verbatim else value
                 if (s, y, x) in self.valid:
                     out[((s * bands + band) * height + y) * width + x] = value
@@ -235,7 +250,7 @@ def open_array(store, name):  # "Store": shape, that of chunks, codec, chunks by
 
 def main(store, *names):
     version = json.loads((store / "zarr.json").read_text())["attributes"]["nec"]["format_version"]
-    check(version == 1, f"format version {version} is not known")
+    check(version in (1, 2), f"format version {version} is not known")
     for name in names or [n for n in ("embedding", "scene_embedding") if (store / n).exists()]:
         whole, shape, codec, chunks = open_array(store, name)
         coding = Coding(codec["configuration"])

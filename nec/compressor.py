@@ -4,8 +4,9 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +92,22 @@ class Compressor:
         basis: NDArray[np.float32] | None = None,
         scenes: ArrayLike | Sequence[ArrayLike] | None = None,
         scene_bytes: float = 20.0,
-        block: int = 64,
+        block: int | None = None,
         gamma: float = 0.0,
         whitening: float = 0.25,
         lagrangian: float = 0.12,
         falloff: float = 1.0,
         min_cosine: float = 0.0,
         relative_steps: NDArray[np.float32] | None = None,
+        codebook: int | str = 0,
     ) -> "Compressor":
         """Fit a compressor to a sample of features, at a size or at a fidelity.
 
         Parameters
         ----------
-        sample : array of shape (y, x, feature) or (sample, y, x, feature), or a sequence of them
-            Features; NaN is missing. A DataArray may have its dimensions in any order.
+        sample : array of shape ([sample,] y, x, feature) or (n, feature), or a sequence of them
+            Features, or vectors without neighbours; NaN is missing. A DataArray may have its
+            dimensions in any order.
         bytes_per_vector : float, optional
             Size to hit, bytes a valid vector on the sample; fewer where the finest steps
             need no more.
@@ -120,7 +123,7 @@ class Compressor:
         scene_bytes : float
             Bytes of a pooled vector, or fewer where the sample needs no more.
         block : {1, 2, 4, 8, 16, 32, 64}
-            Edge of a transform block, tokens.
+            Edge of a transform block, tokens; 64 by default, 1 for vectors without neighbours.
         gamma : float
             Steps are proportional to variance ** gamma: 0 serves the mean squared error, more
             keeps weak components finer at the expense of strong ones.
@@ -141,6 +144,11 @@ class Compressor:
         relative_steps : ndarray of shape (component,), float32, optional
             Steps of the bands up to a common factor, in place of `gamma`; they mean nothing
             without `basis`.
+        codebook : int or "auto"
+            Number of vectors, 2 to 256, of which each vector is coded as one and a difference;
+            0 for none. It serves vectors without neighbours that come in kinds, and is no part of
+            format version 1: stores are of version 2. "auto" chooses by parts of the sample that
+            clusters were not fitted to, none included.
 
         Raises
         ------
@@ -150,6 +158,14 @@ class Compressor:
         from nec.codec.fitting import fit_coding
 
         pieces = pieces_of(sample)
+        lone = all(p.shape[1:3] == (1, 1) for p in pieces)
+        if block is None:
+            block = 1 if lone or codebook else 64
+        if codebook and block != 1:
+            raise CompressorError(
+                f"a codebook is for vectors alone, and the block is {block}",
+                "give block=1, or no codebook",
+            )
         features = np.concatenate([vectors_of(p) for p in pieces])
         features = features[~np.isnan(features).any(1)]
         if len(features) < 2 or not np.isfinite(features).all():
@@ -178,7 +194,7 @@ class Compressor:
         if relative_steps is not None:
             steps = np.asarray(relative_steps, np.float32)
         rotated = [rotate(np.moveaxis(p, -1, 1), rotation) for p in pieces]
-        coding, measured = fit_coding(
+        coding, measured = _fitted(codebook)(
             rotated,
             relative_steps=steps.astype(np.float32),
             block=block,
@@ -216,6 +232,11 @@ class Compressor:
             log.warning("asked for %s, reached %s", bytes_per_vector or cosine, fidelity)
         log.info("fitted: %s", fidelity)
         return cls(rotation, coding, scene_coding, fidelity)
+
+    @property
+    def format_version(self) -> int:
+        """Version of the format that stores of this compressor are of."""
+        return max(self.coding.version, self.scene_coding.version)
 
     @property
     def basis_hash(self) -> str:
@@ -344,3 +365,15 @@ class Compressor:
                 "pip install --upgrade nec",
             )
         return compressor
+
+
+def _fitted(codebook: int | str) -> Callable[..., tuple[Coding, dict[str, float]]]:
+    """Return what fits a coding with a codebook of this size."""
+    from nec.codec.clustering import choose_clusters, fit_clusters
+    from nec.codec.fitting import fit_coding
+
+    if codebook == "auto":
+        return choose_clusters
+    if isinstance(codebook, str):
+        raise CompressorError(f"{codebook!r} is no size of a codebook", 'give a number, or "auto"')
+    return partial(fit_clusters, codes=codebook) if codebook else fit_coding

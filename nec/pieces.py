@@ -15,7 +15,10 @@ CHUNK = 128
 def pieces_of(
     sample: ArrayLike | xr.DataArray | Sequence[ArrayLike],
 ) -> list[NDArray[np.float32]]:
-    """Return the sample as arrays (sample, y, x, feature) no wider than a chunk."""
+    """Return the sample as arrays (sample, y, x, feature) no wider than a chunk.
+
+    Vectors without neighbours (n, feature) are as many samples of one.
+    """
     arrays = sample if isinstance(sample, list | tuple) else [sample]
     pieces = []
     for array in arrays:
@@ -23,10 +26,12 @@ def pieces_of(
             known = ("sample", "time", "y", "x", "band", "feature")
             array = array.transpose(*(d for d in known if d in array.dims))  # noqa: PLW2901
         values = np.asarray(array, np.float32)
-        if values.ndim not in (3, 4):
+        if values.ndim not in (2, 3, 4):
             raise CompressorError(
-                f"a sample has shape {values.shape}", "pass (y, x, feature) or (n, y, x, feature)"
+                f"a sample has shape {values.shape}", "pass ([n,] y, x, feature) or (n, feature)"
             )
+        if values.ndim == 2:
+            values = values[:, None, None]
         values = values if values.ndim == 4 else values[None]
         pieces += [
             values[:, y : y + CHUNK, x : x + CHUNK]
@@ -62,8 +67,7 @@ def cells_of(scenes: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float32
     arrays = scenes if isinstance(scenes, list | tuple) else [scenes]
     cells = []
     for array in arrays:
-        values = np.asarray(array, np.float32)
-        cells += pieces_of(values[:, None, None, :] if values.ndim == 2 else values)
+        cells += pieces_of(array)
     return cells
 
 

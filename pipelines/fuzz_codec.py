@@ -20,6 +20,7 @@ import numpy as np
 
 from nec.codec import Coding
 from nec.codec.chunk import decode_chunk, decode_parts, encode_chunk
+from nec.codec.clustering import fit_clusters
 from nec.codec.container import read_head, take_apart
 from nec.codec.fitting import fit_coding
 from nec.errors import ChunkError
@@ -56,6 +57,18 @@ def seeds() -> list[tuple[Coding, tuple[int, int, int, int], bytes]]:
             odd[:, :, : shape[2] // 3, shape[3] // 2 :] = np.nan
             odd[-1, :, 0, 0] *= -1e-4
             found.append((coding, shape, encode_chunk(odd, coding)))
+    shape = (60, 3, 1, 1)
+    values = rng.choice(rng.normal(size=(5, 3)), 60)[:, :, None, None].astype(np.float32)
+    values += rng.normal(0, 0.02, shape).astype(np.float32)
+    steps = np.full(3, 0.1, np.float32)
+    coding, _ = fit_clusters(
+        [values], 4, relative_steps=steps, block=1, lagrangian=0.1, cosine=0.99
+    )
+    values[::9] *= -1
+    values[:8] = np.nan
+    for least in (0.0, 0.97):
+        guarded = replace(coding, min_cosine=least)
+        found.append((guarded, shape, encode_chunk(values, guarded)))
     return found
 
 
@@ -102,7 +115,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY, MOST_MEMORY))
     rng = np.random.default_rng(args.seed)
     pool = [
-        (coding, shape, data, take_apart(memoryview(data), coding.digest, len(coding.segments)))
+        (coding, shape, data, take_apart(memoryview(data), coding))
         for coding, shape, data in seeds()
     ]
     for coding, shape, _, parts in pool:  # compiled before anything is timed
@@ -122,7 +135,7 @@ def main() -> None:
                 assert values.shape == shape
             elif kind < 0.95:
                 broken = mutate(rng, data)
-                read_head(broken, coding.digest, len(coding.segments))
+                read_head(broken, coding)
                 if broken != data:
                     decode_chunk(broken, coding, shape)
                     msg = "a damaged chunk was decoded"

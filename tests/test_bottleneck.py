@@ -210,9 +210,7 @@ def test_integers_do_not_depend_on_the_batch(features: Tensor, learned: Compress
             found = []
             for at in range(0, len(embedding), batch):
                 values = np.ascontiguousarray(embedding[at : at + batch])
-                parts = take_apart(
-                    memoryview(encode_chunk(values, coding)), coding.digest, len(coding.segments)
-                )
+                parts = take_apart(memoryview(encode_chunk(values, coding)), coding)
                 symbols = read_coefficients(parts, coding, values.shape).symbols
                 decided = Transformed(values, coding.block).decide(coding)
                 np.testing.assert_array_equal(symbols, decided.symbols)

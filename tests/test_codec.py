@@ -11,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from nec.codec import Coding, NecCodec
 from nec.codec.chunk import decode_parts, encode_chunk
+from nec.codec.clustering import fit_clusters
 from nec.codec.container import PART_NAMES, take_apart
 from nec.codec.fitting import fit_coding
 from nec.codec.guarantee import cosines
@@ -32,13 +33,15 @@ def smooth_field(bands: int, height: int, width: int, samples: int = 1) -> np.nd
     return out
 
 
-@pytest.fixture(scope="module", params=[64, 8, 1])
+@pytest.fixture(scope="module", params=[64, 8, 1, "codebook"])
 def codec(request: pytest.FixtureRequest) -> NecCodec:
     sample = smooth_field(4, 48, 40)
     steps = np.full(4, 0.1, np.float32)
-    coding, _ = fit_coding(
-        [sample], relative_steps=steps, block=request.param, lagrangian=0.1, cosine=0.999
-    )
+    options = {"relative_steps": steps, "lagrangian": 0.1, "cosine": 0.999}
+    if request.param == "codebook":
+        coding, _ = fit_clusters([sample], 20, block=1, **options)
+    else:
+        coding, _ = fit_coding([sample], block=request.param, **options)
     return NecCodec(coding)
 
 
@@ -146,9 +149,7 @@ def test_coarser_segments_decode_by_themselves() -> None:
         cosine=0.9999,
     )
     coding = replace(coding, octave_groups=(1, 3, 6), band_groups=(2, 6))
-    parts = take_apart(
-        memoryview(encode_chunk(values, coding)), coding.digest, len(coding.segments)
-    )
+    parts = take_apart(memoryview(encode_chunk(values, coding)), coding)
     whole = decode_parts(parts, coding, values.shape)
     first = len(PART_NAMES)
     few = {n: p for n, p in parts.items() if n < first or (n - first) % 2 == 0}

@@ -184,6 +184,42 @@ def test_lone_vectors_and_small_boxes(reader: ModuleType) -> None:
     compare(reader, np.full((1, 3, 5, 5), np.nan, np.float32), random_coding(rng, 3, 4))
 
 
+def with_codebook(rng: np.random.Generator, bands: int, codes: int, **changes: object) -> Coding:
+    """Return a coding of no sense with a codebook of none."""
+    counts = rng.integers(1, (1 << 15) // codes, codes)
+    return random_coding(
+        rng,
+        bands,
+        1,
+        version=2,
+        codebook=pack(rng.integers(-128, 128, (codes, bands)).astype(np.int8)),
+        units=pack((10 ** rng.uniform(0, 5, bands)).astype(np.uint32)),
+        counts=pack(counts.astype(np.uint16)),
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("codes", [1, 2, 7, 256])
+def test_codebooks(reader: ModuleType, codes: int) -> None:
+    rng = np.random.default_rng(codes)
+    coding = with_codebook(rng, 5, codes, lagrangian=0.1, band_groups=(2, 5))
+    decided = compare(reader, random_values(rng, (2, 5, 15, 13)), coding)
+    assert decided.coded is not None
+    assert codes == 1 or len(set(decided.coded.codes.tolist())) > 1
+    values = random_values(rng, (60, 5, 1, 1), 0.5)
+    assert np.isnan(values).any()
+    compare(reader, values, coding)
+    compare(reader, np.full((3, 5, 1, 1), np.nan, np.float32), coding)
+    # Counts are halved, and halved again.
+    compare(reader, np.repeat(values[~np.isnan(values).any((1, 2, 3))][:1], 2500, 0), coding)
+    guarded = with_codebook(rng, 5, codes, min_cosine=0.98, lagrangian=0.1)
+    values = random_values(rng, (1, 5, 12, 11), 0.05)
+    values[0, :, 4:6] *= np.float32(1e35)
+    decided = compare(reader, values, guarded)
+    assert decided.verbatim.any()
+    assert len(set((decided.blocks.refinement % 2).ravel().tolist())) == 2
+
+
 def test_the_cosine_matrices(reader: ModuleType) -> None:
     import hashlib
 
@@ -205,6 +241,8 @@ def test_damage_and_other_versions_are_refused(reader: ModuleType) -> None:
         with pytest.raises((ValueError, IndexError)):
             reader.Chunk(broken, plain, values.shape)
     with pytest.raises(ValueError, match="version"):
+        reader.Coding(coding.to_dict() | {"version": 3})
+    with pytest.raises((ValueError, KeyError)):
         reader.Coding(coding.to_dict() | {"version": 2})
 
 

@@ -55,7 +55,7 @@ def test_the_guarded_store_uses_what_a_guarantee_needs() -> None:
         if shard.is_file():
             for _, chunk in chunks_of(array, shard.read_bytes()):
                 assert chunk is not None
-                found |= set(take_apart(memoryview(chunk), coding.digest, len(coding.segments)))
+                found |= set(take_apart(memoryview(chunk), coding))
     assert {REFINEMENTS, VERBATIM, PATCHES} <= found
 
 

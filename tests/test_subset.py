@@ -121,7 +121,7 @@ def low_octaves(store: Path, codec: NecCodec, overview: int) -> np.ndarray:
             continue
         for (_, _, r, c), data in chunks_of(ARRAY, file.read_bytes()):
             assert data is not None
-            parts = take_apart(memoryview(data), coding.digest, len(coding.segments))
+            parts = take_apart(memoryview(data), coding)
             kept = {n: p for n, p in parts.items() if n < PATCHES or n in lowest}
             y, x = 128 * task.row + 64 * r, 128 * task.column + 64 * c
             decoded = decode_parts(kept, coding, (1, BANDS, 64, 64))
@@ -269,7 +269,7 @@ def damages(store: Path, coding: Coding, key: str) -> Iterator[tuple[int, tuple[
     for index, chunk in chunks_of(ARRAY, data):
         assert chunk is not None
         start = data.index(chunk)
-        head = read_head(chunk, coding.digest, len(coding.segments))
+        head = read_head(chunk, coding)
         assert head is not None
         for part, (first, last) in head.spans.items():
             if first < last:
@@ -355,7 +355,7 @@ def test_empty_segments_are_vouched_for(tmp_path: Path, codecs: tuple[NecCodec, 
     writer.write(Task(0), image[None], image[None, :, 0, 0])
     file = tmp_path / "s.zarr/embedding/c/0/0/0/0"
     intact, before = file.read_bytes(), read(tmp_path / "s.zarr", 4, 8)
-    head = read_head(intact, coding.digest, len(coding.segments))
+    head = read_head(intact, coding)
     assert head is not None
     assert head.spans[4] == (len(head.raw) + 12, len(head.raw) + 12)
     for position, bit in itertools.product(range(len(head.raw)), range(8)):

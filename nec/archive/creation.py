@@ -25,7 +25,7 @@ from nec.archive.metadata import (
 from nec.archive.temporaries import building
 from nec.archive.vectors import FOLDER as VECTORS
 from nec.archive.vectors import make_vector
-from nec.codec import FORMAT_VERSION, NecCodec
+from nec.codec import NecCodec
 from nec.errors import StoreError
 
 
@@ -85,7 +85,7 @@ def create(
             _vector(vectors.create_group(array.name), codecs[array.name])
         state = {
             "nec": {
-                "format_version": FORMAT_VERSION,
+                "format_version": max(codec.coding.version for codec in codecs.values()),
                 "fingerprint": fingerprint,
                 "install": "pip install nec",
             }

@@ -11,7 +11,7 @@ from typing import Any
 
 from nec.archive.grid import TokenGrid
 from nec.archive.layout import ArrayLayout, Layout
-from nec.codec import FORMAT_VERSION
+from nec.codec import VERSIONS
 from nec.errors import StoreError
 
 _GEOEMB = {
@@ -136,8 +136,9 @@ def parse_root(data: bytes, path: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         msg = f"{path} is not a nec store: its zarr.json has no readable nec block"
         raise StoreError(msg, "choose another path, or restore zarr.json from a copy") from error
-    if version != FORMAT_VERSION:
-        msg = f"{path} is of format version {version!r}, this package reads {FORMAT_VERSION}"
+    if version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        msg = f"{path} is of format version {version!r}, this package reads {known}"
         raise StoreError(msg, _DRAFT if version == 0 else _OTHER.format(version))
     document = parse(data, what)
     if own.get("digest") != root_digest(document):

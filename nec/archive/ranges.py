@@ -218,8 +218,7 @@ class PartReader:
         while True:
             reach = stored.reach(start, stop)
             try:
-                segments = len(self._coding.segments)
-                head = read_head(stored.bytes(start, reach), self._coding.digest, segments)
+                head = read_head(stored.bytes(start, reach), self._coding)
             except ChunkError as error:
                 raise self.damaged(stored.key, index, error.what) from error
             if head is not None:

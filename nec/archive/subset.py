@@ -17,7 +17,7 @@ from nec.archive.layout import ArrayLayout
 from nec.archive.objects import CheckedStore
 from nec.archive.ranges import Index, PartReader
 from nec.codec import Coding
-from nec.codec.container import MASK, PART_NAMES, PATCHES, REFINEMENTS, VERBATIM
+from nec.codec.container import CODES, MASK, PART_NAMES, PATCHES, REFINEMENTS, VERBATIM
 from nec.errors import ChunkError, StoreError
 
 OVERVIEWS = (1, 2, 4, 8, 16, 32, 64)
@@ -44,7 +44,7 @@ def segments_for(coding: Coding, bands: int, overview: int) -> set[int]:
 def parts_for(coding: Coding, bands: int, overview: int) -> set[int]:
     """Return the numbers of the parts that hold the first bands of an overview."""
     # Patches mend single tokens: an overview does without.
-    whole = {MASK, REFINEMENTS, VERBATIM} | ({PATCHES} if overview == 1 else set())
+    whole = {MASK, REFINEMENTS, VERBATIM, CODES} | ({PATCHES} if overview == 1 else set())
     return whole | {len(PART_NAMES) + n for n in segments_for(coding, bands, overview)}
 
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nec.codec.codes import decode_codes, encode_codes
 from nec.codec.coding import Coding
 from nec.codec.container import (
+    CODEBOOK_VERSION,
+    CODES,
     MASK,
     PART_NAMES,
     PATCHES,
@@ -75,7 +78,7 @@ def pack_chunk(decided: "Decided", coding: Coding) -> bytes:
     """Return the bytes of a chunk whose coefficients are decided."""
     parts: list[bytes | None] = [None] * len(PART_NAMES)
     if not decided.valid.all():
-        parts[MASK] = encode_mask(decided.valid)
+        parts[MASK] = encode_mask(_rows(decided.valid, coding))
     refinement = decided.blocks.refinement[decided.blocks.coded]
     if refinement.any():
         parts[REFINEMENTS] = _pack_refinements(refinement)
@@ -83,9 +86,17 @@ def pack_chunk(decided: "Decided", coding: Coding) -> bytes:
         parts[VERBATIM] = _pack_verbatim(decided)
     if decided.patches:
         parts[PATCHES] = encode_patches(decided.patches)
+    if decided.coded is not None:
+        parts[CODES] = encode_codes(decided.coded)
     for table, value in decided.events:
         parts.append(encode_events(table, value, coding.cumulative))
-    return assemble(coding.digest, parts)
+    return assemble(coding, parts)
+
+
+def _rows(valid: NDArray[np.bool_], coding: Coding) -> NDArray[np.bool_]:
+    """Return a mask as it is coded: from version 2 on, lone vectors stand in a row."""
+    lone = coding.version >= CODEBOOK_VERSION and valid.shape[1:] == (1, 1)
+    return valid.reshape(1, 1, -1) if lone else valid
 
 
 def _pack_refinements(refinement: NDArray[np.int64]) -> bytes:
@@ -208,7 +219,7 @@ def decode_chunk(
         raise ChunkError(
             f"the array has {shape[1]} bands and the coding {coding.bands}", "check zarr.json"
         )
-    parts = take_apart(memoryview(data).cast("B"), coding.digest, len(coding.segments))
+    parts = take_apart(memoryview(data).cast("B"), coding)
     return decode_parts(parts, coding, shape)
 
 
@@ -222,8 +233,8 @@ def decode_parts(
     Parameters
     ----------
     parts : mapping of int to bytes
-        By number, as `nec.codec.container` has them: mask, refinements and verbatim blocks all
-        that there are, and the segments that the caller wants; with a segment, all of lower
+        By number, as `nec.codec.container` has them: mask, refinements, verbatim blocks and codes
+        all that there are, and the segments that the caller wants; with a segment, all of lower
         octaves and earlier bands.
     coding : Coding
     shape : tuple of int
@@ -239,6 +250,7 @@ def decode_parts(
         found.valid,
         coding,
         found.patches,
+        found.codes,
         out,
     )
     _room.give_back(found.symbols, found.extent)
@@ -265,6 +277,8 @@ class Coefficients(NamedTuple):
         Number of rows and columns of frequencies that hold anything.
     patches : tuple of ndarray
         Which patch each token has, or -1; and the patches.
+    codes : ndarray of shape (coded block,), uint8, or None
+        Of a codebook.
     """
 
     valid: NDArray[np.bool_]
@@ -274,6 +288,7 @@ class Coefficients(NamedTuple):
     symbols: NDArray[np.int32]
     extent: NDArray[np.uint8]
     patches: tuple[NDArray[np.int32], NDArray[np.int32]]
+    codes: NDArray[np.uint8] | None
 
 
 class _Room(threading.local):
@@ -324,10 +339,10 @@ def read_coefficients(
     samples, bands, height, width = shape
     valid = np.ones((samples, height, width), np.bool_)
     if MASK in parts:
-        mask = decode_mask(memoryview(parts[MASK]), (samples, height, width))
+        mask = decode_mask(memoryview(parts[MASK]), _rows(valid, coding).shape)
         if mask is None:
             raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
-        valid = mask
+        valid = mask.reshape(valid.shape)
     partition = partition_of(valid, coding.block)
     coded = partition.occupied.copy()
     verbatim: dict[int, NDArray[np.float32]] = {}
@@ -337,6 +352,12 @@ def read_coefficients(
     refinement = np.zeros(coded.shape, np.int64)
     if REFINEMENTS in parts:
         refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
+    codes = None
+    if CODES in parts:
+        assert coding.vectors is not None
+        codes = decode_codes(memoryview(parts[CODES]), coding.vectors, int(coded.sum()))
+        if codes is None:
+            raise ChunkError("the chunk's codes do not decode", "fetch it again")
     blocks = blocks_of(partition, coded, refinement, coding.block)
     scan = scan_of(coding.block, partition.edge)
     # Only the planes of the groups that hold the wanted bands.
@@ -368,4 +389,4 @@ def read_coefficients(
         if found is None:
             raise ChunkError("the chunk's patches do not decode", "fetch it again")
         patches = found
-    return Coefficients(valid, partition, blocks, verbatim, symbols, extent, patches)
+    return Coefficients(valid, partition, blocks, verbatim, symbols, extent, patches, codes)

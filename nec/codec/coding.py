@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nec.codec.container import DIGEST_BYTES, FORMAT_VERSION
+from nec.codec.codebook import LARGEST_UNIT, MOST_CODES, MOST_COUNTED, Codebook
+from nec.codec.container import CODEBOOK_VERSION, DIGEST_BYTES, FORMAT_VERSION, VERSIONS
 from nec.codec.contexts import (
     BLOCKS,
     CLASSES,
@@ -28,9 +29,11 @@ from nec.codec.tables import TOTAL, cumulate, unpack
 from nec.errors import ChunkError
 
 # What a codec's configuration may take in zarr.json, bytes.
-LARGEST_CONFIGURATION = 16 * 1024
+LARGEST_CONFIGURATION = {FORMAT_VERSION: 16 * 1024, CODEBOOK_VERSION: 256 * 1024}
 # Fields that only the encoder heeds: no part of the digest.
 _ENCODERS = ("lagrangian", "min_cosine")
+# Fields of version 2 alone.
+_CODEBOOKS = ("codebook", "units", "counts")
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,10 @@ class Coding:
         Smallest cosine between a vector and its decoded self that the encoder allows; 0 for
         no guarantee.
     version : int
-        Format version.
+        Format version: 2 where there is a codebook, else 1.
+    codebook, units, counts : str
+        Vectors that lone vectors (`block` 1) lie near to (code, band), packed int8; what 1 of them
+        is by band, 2**-16 of a step, packed uint32; and expected counts of them, packed uint16.
     falloff : float
         How many times less a squared error counts at each finer octave, to the encoder. Not part
         of the configuration: a store can be read, and its chunks checked, without it.
@@ -89,10 +95,23 @@ class Coding:
     lagrangian: float = 0.0
     min_cosine: float = 0.0
     version: int = FORMAT_VERSION
+    codebook: str = field(default="", repr=False)
+    units: str = field(default="", repr=False)
+    counts: str = field(default="", repr=False)
     falloff: float = field(default=1.0, compare=False)
 
     def __post_init__(self) -> None:
         _check_version(self.version)
+        if (self.version == CODEBOOK_VERSION) != bool(self.codebook):
+            raise ChunkError(
+                f"a codebook is of format version {CODEBOOK_VERSION}, and the coding of "
+                f"{self.version}",
+                "check zarr.json",
+            )
+        if self.codebook and self.block != 1:
+            raise ChunkError(
+                f"a codebook codes vectors alone, and the block is {self.block}", "take block 1"
+            )
         if type(self.block) is not int or self.block not in BLOCKS:
             raise ChunkError(f"block {self.block} is not one of {BLOCKS}", "check zarr.json")
         if any(type(i) is not int for i in (*self.offsets, *self.band_groups, *self.octave_groups)):
@@ -173,6 +192,29 @@ class Coding:
         return parameters
 
     @cached_property
+    def vectors(self) -> Codebook | None:
+        """The codebook; None where there is none.
+
+        Raises
+        ------
+        ChunkError
+            If it is damaged or out of range.
+        """
+        if not self.codebook:
+            return None
+        counts = unpack(self.counts, "uint16", (-1,)).astype(np.int64)
+        numbers = unpack(self.codebook, "int8", (len(counts), self.bands)).astype(np.int64)
+        units = unpack(self.units, "uint32", (self.bands,)).astype(np.int64)
+        if (
+            not 0 < len(counts) <= MOST_CODES
+            or (counts == 0).any()
+            or counts.sum() > MOST_COUNTED
+            or (units > LARGEST_UNIT).any()
+        ):
+            raise ChunkError("the codebook is out of range", "fetch zarr.json again")
+        return Codebook(numbers * units, counts)
+
+    @cached_property
     def cumulative(self) -> NDArray[np.uint32]:
         """Cumulative frequencies of every context, shape (context, symbol + 1).
 
@@ -214,13 +256,14 @@ class Coding:
         ChunkError
             If it is larger than a store's metadata should carry.
         """
-        plain = {name: getattr(self, name) for name in _configured()}
+        plain = {name: getattr(self, name) for name in _configured(self.version)}
         plain |= {k: list(v) for k, v in plain.items() if isinstance(v, tuple)}
-        if len(json.dumps(plain)) > LARGEST_CONFIGURATION:
+        largest = LARGEST_CONFIGURATION[self.version]
+        if len(json.dumps(plain)) > largest:
             raise ChunkError(
                 f"the codec's configuration of {self.bands} bands takes more than "
-                f"{LARGEST_CONFIGURATION:,} bytes",
-                "keep fewer bands, or take smaller blocks",
+                f"{largest:,} bytes",
+                "keep fewer bands, or take smaller blocks or a smaller codebook",
             )
         return plain
 
@@ -234,7 +277,7 @@ class Coding:
             If a field is missing, unknown, of another version or damaged.
         """
         _check_version(data.get("version"))
-        known = _configured()
+        known = _configured(data["version"])
         if set(data) != known:
             raise ChunkError(
                 f"the codec's configuration has unknown or missing fields "
@@ -249,19 +292,20 @@ class Coding:
                 f"the codec's configuration is malformed ({error})", "fetch zarr.json again"
             ) from error
         # Damage shows when a store is opened, not at its first chunk.
-        _ = coding.parameters, coding.cumulative
+        _ = coding.parameters, coding.cumulative, coding.vectors
         return coding
 
 
-def _configured() -> set[str]:
+def _configured(version: int) -> set[str]:
     """Fields of the configuration: all that make two codings differ."""
-    return {f.name for f in fields(Coding) if f.compare}
+    known = {f.name for f in fields(Coding) if f.compare}
+    return known if version == CODEBOOK_VERSION else known - set(_CODEBOOKS)
 
 
 def _check_version(version: Any) -> None:
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in VERSIONS:
         raise ChunkError(
             f"the codec's configuration is of format version {version}",
-            f"this package reads version {FORMAT_VERSION}: install a release of nec that "
-            f"reads version {version}",
+            f"this package reads versions {' and '.join(map(str, VERSIONS))}: install a release "
+            f"of nec that reads version {version}",
         )

@@ -6,16 +6,24 @@ checksum covers the head and its part, so that any part can be fetched and check
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import google_crc32c
 
 from nec.errors import ChunkError
 
-FORMAT_VERSION = 1
+if TYPE_CHECKING:
+    from nec.codec.coding import Coding
+
+# Version 2 has a codebook; all that has none is of version 1.
+FORMAT_VERSION, CODEBOOK_VERSION = 1, 2
+VERSIONS = (FORMAT_VERSION, CODEBOOK_VERSION)
 DIGEST_BYTES = 4
 # Parts before the segments of coefficients, present where their flag is set.
-MASK, REFINEMENTS, VERBATIM, PATCHES = 0, 1, 2, 3
-PART_NAMES = ("validity mask", "refinements", "verbatim blocks", "patches")
+MASK, REFINEMENTS, VERBATIM, PATCHES, CODES = range(5)
+PART_NAMES = ("validity mask", "refinements", "verbatim blocks", "patches", "codes")
+# How many of them there can be.
+_KNOWN = {FORMAT_VERSION: CODES, CODEBOOK_VERSION: len(PART_NAMES)}
 _FIXED = 2 + DIGEST_BYTES
 _CRC = 4
 
@@ -24,20 +32,19 @@ def _name(part: int) -> str:
     return PART_NAMES[part] if part < len(PART_NAMES) else f"segment {part - len(PART_NAMES)}"
 
 
-def assemble(digest: bytes, parts: Sequence[bytes | None]) -> bytes:
+def assemble(coding: "Coding", parts: Sequence[bytes | None]) -> bytes:
     """Put a chunk together.
 
     Parameters
     ----------
-    digest : bytes
-        Of the coding.
+    coding : Coding
     parts : sequence of bytes or None
-        Mask, refinements, verbatim blocks and patches, each None where there is none; then the
-        segments.
+        Mask, refinements, verbatim blocks, patches and codes, each None where there is none;
+        then the segments.
     """
     flags = sum(1 << i for i in range(len(PART_NAMES)) if parts[i] is not None)
     present = [part for part in parts if part is not None]
-    head = bytes([FORMAT_VERSION, flags]) + digest
+    head = bytes([coding.version, flags]) + coding.digest
     head += b"".join(_varint(len(part)) for part in present)
     checked = [part for part in present if part] or [b""]
     sums = b"".join(_checksum(head, part) for part in checked)
@@ -92,7 +99,7 @@ class Head:
             )
 
 
-def read_head(data: bytes | memoryview, digest: bytes, segments: int) -> Head | None:
+def read_head(data: bytes | memoryview, coding: "Coding") -> Head | None:
     """Read the head of a chunk from its first bytes; None where they do not reach.
 
     Raises
@@ -100,24 +107,24 @@ def read_head(data: bytes | memoryview, digest: bytes, segments: int) -> Head | 
     ChunkError
         If the chunk is of another version or coding, or its head is malformed.
     """
-    if len(data) and data[0] != FORMAT_VERSION:
+    if len(data) and data[0] != coding.version:
         raise ChunkError(
-            f"the chunk is of format version {data[0]}, its codec of {FORMAT_VERSION}",
+            f"the chunk is of format version {data[0]}, its codec of {coding.version}",
             "fetch it again, or install a release of nec that reads it",
         )
     if len(data) < _FIXED:
         return None
-    if bytes(data[2:_FIXED]) != digest:
+    if bytes(data[2:_FIXED]) != coding.digest:
         raise ChunkError(
             f"the chunk was coded with tables {bytes(data[2:_FIXED]).hex()}, zarr.json holds "
-            f"{digest.hex()}",
+            f"{coding.digest.hex()}",
             "the chunk belongs to another store: fetch it again",
         )
     flags = data[1]
-    if flags >> len(PART_NAMES):
+    if flags >> _KNOWN[coding.version]:
         raise ChunkError(f"the chunk has unknown flags {flags:#x}", "fetch it again")
     numbers = [i for i in range(len(PART_NAMES)) if flags >> i & 1]
-    numbers += [len(PART_NAMES) + i for i in range(segments)]
+    numbers += [len(PART_NAMES) + i for i in range(len(coding.segments))]
     at, lengths = _FIXED, {}
     for n in numbers:
         found = _read_varint(data, at)
@@ -151,7 +158,7 @@ def _read_varint(data: bytes | memoryview, at: int) -> tuple[int, int] | None:
     return None
 
 
-def take_apart(data: memoryview, digest: bytes, segments: int) -> dict[int, memoryview]:
+def take_apart(data: memoryview, coding: "Coding") -> dict[int, memoryview]:
     """Return the parts of a whole chunk, by number, each checked.
 
     Raises
@@ -159,7 +166,7 @@ def take_apart(data: memoryview, digest: bytes, segments: int) -> dict[int, memo
     ChunkError
         If anything is wrong with the bytes, or they are too few or too many.
     """
-    head = read_head(data, digest, segments)
+    head = read_head(data, coding)
     if head is None or head.size != len(data):
         size = "its head is cut short" if head is None else f"its head says {head.size:,}"
         raise ChunkError(f"the chunk has {len(data):,} bytes and {size}", "fetch it again")

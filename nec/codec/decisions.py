@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nec.codec.codes import Coded, choose_codes
 from nec.codec.coding import Coding
 from nec.codec.contexts import (
     FLAG_NEIGHBOURS,
@@ -134,6 +135,8 @@ class Decided(NamedTuple):
         What the contexts saw; of size 0 unless it was asked for.
     patches : mapping of int to ndarray
         Corrections by token number in the chunk: half steps of every band.
+    coded : Coded or None
+        Codes of coded blocks, where there is a codebook.
     """
 
     values: NDArray[np.float32]
@@ -145,6 +148,7 @@ class Decided(NamedTuple):
     events: list[Events]
     trace: Trace
     patches: Mapping[int, NDArray[np.int64]]
+    coded: Coded | None = None
 
     @property
     def symbols(self) -> NDArray[np.int32]:
@@ -227,7 +231,21 @@ class Transformed:
         steps = coding.step_values
         symbols = np.zeros(self.coefficients.shape, np.int32)
         state = new_state(symbols, len(scan.octave), coding.parameters)
-        _quantise(self.coefficients, steps, scan, blocks, verbatim, state.symbols, state.energy)
+        coded, waves = None, self.coefficients
+        if coding.vectors is not None and blocks.coded.any():
+            at, r = blocks.coded, blocks.refinement[blocks.coded]
+            waves = waves.copy()
+            lone = np.ascontiguousarray(waves[at][..., 0])
+            coded = choose_codes(lone, r, coding.vectors, steps, coding.lagrangian)
+            for finer in np.unique(r).tolist():
+                own = r == finer
+                near = coding.vectors.values(steps, finer)[coded.codes[own]]
+                lone[own] = (lone[own] - near).astype(np.float32)
+            waves[at] = lone[..., None]
+        _quantise(waves, steps, scan, blocks, verbatim, state.symbols, state.energy)
+        if coded is not None and len(coded.codes) > blocks.coded.sum():
+            # Codes follow each other: without those that are out of range they are others.
+            return self.decide(coding, refinement=refinement, verbatim=verbatim, trace=trace)
         # A flag a tile; a symbol, three of an escape, two of low bits and a sign a value.
         most = state.energy.size + 7 * state.symbols.size
         if trace:
@@ -249,7 +267,7 @@ class Transformed:
         for segment in coding.segments:
             count = encode_segment(
                 segment,
-                self.coefficients,
+                waves,
                 steps,
                 lagrangians,
                 coding.offset_values,
@@ -272,4 +290,5 @@ class Transformed:
             events,
             record,
             {},
+            coded,
         )

@@ -60,6 +60,8 @@ def fit_coding(
     falloff: float = 1.0,
     chunk_tokens: int = CHUNK_TOKENS,
     kept: Sequence[NDArray[np.float32]] | None = None,
+    bases: Sequence[NDArray[np.float32]] | None = None,
+    more_bytes: float = 0.0,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit a coding to embeddings, searching the step that hits a size or a fidelity.
 
@@ -83,6 +85,10 @@ def fit_coding(
         Vectors of a chunk that segments are planned for; fewer where the pieces have fewer.
     kept : sequence of ndarray of shape (valid vector,), float32, optional
         What part of the length of a piece's feature vectors its bands hold; all by default.
+    bases : sequence of ndarray of shape (sample, band, y, x), float32, optional
+        What was taken away from the pieces, and counts in cosines.
+    more_bytes : float
+        Bytes a vector that are spent beside.
 
     Returns
     -------
@@ -99,7 +105,7 @@ def fit_coding(
             f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
             "keep as many bands as there are features",
         )
-    sample = _Sample(pieces, block, lagrangian, falloff, kept)
+    sample = _Sample(pieces, block, lagrangian, falloff, kept, bases, more_bytes)
     target = bytes_per_vector if cosine is None else cosine
     assert target is not None
     if cosine is not None and cosine >= 1:
@@ -224,9 +230,13 @@ class _Sample:
         lagrangian: float,
         falloff: float,
         kept: Sequence[NDArray[np.float32]] | None = None,
+        bases: Sequence[NDArray[np.float32]] | None = None,
+        more_bytes: float = 0.0,
     ) -> None:
         self.kept = 1.0 if kept is None else np.concatenate(kept)
         self.chunks = [Transformed(p, block) for p in pieces]
+        self.bases = bases or [np.zeros(1, np.float32)] * len(pieces)
+        self.more_bytes = more_bytes
         self.block = block
         self.lagrangian, self.falloff = lagrangian, falloff
         self.vectors = sum(int(c.valid.sum()) for c in self.chunks)
@@ -234,15 +244,14 @@ class _Sample:
     def measure(self, coding: Coding) -> tuple[float, NDArray[np.float64]]:
         """Return bytes a vector, and the cosine of every valid vector."""
         size, found = 0, []
-        for chunk in self.chunks:
+        for chunk, base in zip(self.chunks, self.bases, strict=True):
             decided = decide_within(chunk, coding)
             size += len(pack_chunk(decided, coding))
             decoded = decode_decided(decided, coding)
             valid = chunk.valid
-            found.append(
-                cosines(np.moveaxis(chunk.values, 1, -1)[valid], np.moveaxis(decoded, 1, -1)[valid])
-            )
-        return size / self.vectors, np.concatenate(found) * self.kept
+            pair = (np.moveaxis(v + base, 1, -1)[valid] for v in (chunk.values, decoded))
+            found.append(cosines(*pair))
+        return size / self.vectors + self.more_bytes, np.concatenate(found) * self.kept
 
     def fit(self, steps: NDArray[np.float32], near: Coding | None) -> Coding:
         """Fit contexts and tables at given steps, starting from a coding of other steps.

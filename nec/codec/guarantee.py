@@ -71,6 +71,7 @@ def decode_decided(decided: Decided, coding: Coding) -> NDArray[np.float32]:
         decided.valid,
         coding,
         patches,
+        None if decided.coded is None else decided.coded.codes,
         out,
     )
     for s, r, c in np.argwhere(decided.verbatim):

@@ -3,6 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from nec.codec.codebook import Codebook
 from nec.codec.coding import Coding
 from nec.codec.kernels import kernel
 from nec.codec.model import Blocks
@@ -42,7 +43,7 @@ def _reconstruct(
     scale: NDArray[np.float32],
     root: np.float32,
     patch_of: NDArray[np.int32],
-    patches: NDArray[np.int32],
+    patches: NDArray[np.int64],
     narrow: Scratch,
     wide: Scratch,
     out: NDArray[np.float32],
@@ -146,6 +147,39 @@ def _blank(
                                 out[s, b, y, x] = np.nan
 
 
+def _added(
+    patches: tuple[NDArray[np.int32], NDArray[np.int32]],
+    codes: NDArray[np.uint8] | None,
+    blocks: Blocks,
+    partition: Partition,
+    valid: NDArray[np.bool_],
+    codebook: Codebook | None,
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return what is added to single tokens: which row each takes, or -1; and rows by band.
+
+    Rows are in 2**-OUTPUT_BITS of a step: patches, and vectors of a codebook.
+    """
+    patch_of, steps = patches
+    rows = steps.astype(np.int64) << (OUTPUT_BITS - 1)
+    if codebook is None:
+        return patch_of, rows
+    centres = np.zeros((int(blocks.coded.sum()), codebook.centres.shape[1]), np.int64)
+    codes = np.zeros(len(centres), np.uint8) if codes is None else codes
+    refinement = blocks.refinement[blocks.coded]
+    for r in np.unique(refinement):
+        own = refinement == r
+        centres[own] = codebook.refined(int(r))[codes[own]]
+    # With a codebook, a block is a token.
+    sample, row, column = np.nonzero(blocks.coded)
+    box = partition.box[sample, row, column]
+    row_of = np.full(valid.shape, -1, np.int32)
+    row_of[sample, box[:, 0], box[:, 2]] = np.arange(len(centres))
+    if len(rows):
+        both = (patch_of >= 0) & (row_of >= 0)
+        centres[row_of[both]] += rows[patch_of[both]]
+    return row_of, centres
+
+
 def reconstruct(
     symbols: NDArray[np.int32],
     extent: NDArray[np.uint8],
@@ -154,6 +188,7 @@ def reconstruct(
     valid: NDArray[np.bool_],
     coding: Coding,
     patches: tuple[NDArray[np.int32], NDArray[np.int32]],
+    codes: NDArray[np.uint8] | None,
     out: NDArray[np.float32],
 ) -> None:
     """Write decoded values to `out` (sample, band, y, x): NaN where missing or not coded."""
@@ -169,7 +204,7 @@ def reconstruct(
         largest_factors(partition.edge),
         coding.step_values[: out.shape[1]] * np.float32(2.0**-OUTPUT_BITS),
         np.float32(np.sqrt(0.5)),
-        *patches,
+        *_added(patches, codes, blocks, partition, valid, coding.vectors),
         scratch(partition.edge, np.int32),
         scratch(partition.edge, np.int64),
         out,

@@ -241,12 +241,12 @@ def begin_line(
     width: int,
     patched: bool,
     patch_of: NDArray[np.int32],
-    patches: NDArray[np.int32],
+    patches: NDArray[np.int64],
     b: int,
     upper: int,
     lower: int,
 ) -> None:
-    """Set sums to what rounds them, and to the half steps of patched tokens."""
+    """Set sums to what rounds them, and to what is added to single tokens."""
     for x in range(width):
         pair[x] = 1 << (SECOND_SHIFT - 1)
     for x in range(width):
@@ -255,13 +255,12 @@ def begin_line(
         for x in range(width):
             above = below = np.int64(0)
             if patch_of[0, upper, x] >= 0:
-                above = np.int64(patches[patch_of[0, upper, x], b])
+                above = patches[patch_of[0, upper, x], b]
             if patch_of[0, lower, x] >= 0:
-                below = np.int64(patches[patch_of[0, lower, x], b])
-            # Half of a half step to either sum: the line's own is their sum, the other's their
-            # difference.
-            pair[x] += (above + below) << (OUTPUT_BITS + SECOND_SHIFT - 2)
-            pair[PITCH + x] += (above - below) << (OUTPUT_BITS + SECOND_SHIFT - 2)
+                below = patches[patch_of[0, lower, x], b]
+            # Half to either sum: the line's own is their sum, the other's their difference.
+            pair[x] += (above + below) << (SECOND_SHIFT - 1)
+            pair[PITCH + x] += (above - below) << (SECOND_SHIFT - 1)
 
 
 @kernel
@@ -278,7 +277,7 @@ def inverse(
     factor: np.float32,
     patched: bool,
     patch_of: NDArray[np.int32],
-    patches: NDArray[np.int32],
+    patches: NDArray[np.int64],
     b: int,
     out: NDArray[np.float32],
     top: int,
@@ -309,7 +308,7 @@ def inverse(
         Whether there are patches.
     patch_of : ndarray of shape (1, height, width), int32
         Which patch each token has, or -1.
-    patches : ndarray of shape (patch, band), int32
+    patches : ndarray of shape (patch, band), int64
         Half steps.
     b : int
         Band.

@@ -61,5 +61,5 @@ class ChunkCoder:
 
     def decode(self) -> NDArray[np.int32]:
         """Read the coefficients."""
-        parts = take_apart(memoryview(self._data), self._coding.digest, len(self._coding.segments))
+        parts = take_apart(memoryview(self._data), self._coding)
         return chunk.read_coefficients(parts, self._coding, self._shape).symbols
