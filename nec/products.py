@@ -51,20 +51,25 @@ RULES = {
 }
 
 
+# Dims of embeddings on a grid, and of vectors without a place.
+_DIMS = ({"y", "x", "band"}, {"sample", "band"})
+
+
 def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray:
     """Read an array of embeddings.
 
     Parameters
     ----------
     path : path
-        ``.npy`` of shape (y, x, feature); a GeoTIFF with a band for each feature; a Zarr store
-        with one variable of dims y, x and band (any order).
+        ``.npy`` of shape (y, x, feature), or (sample, feature) of vectors without a place; a
+        GeoTIFF with a band for each feature; a Zarr store with one variable of dims y, x and band
+        (any order), or sample and band.
     rule : str, optional
         Name of a decoding rule (`RULES`) for a product of integers; floats need none.
 
     Returns
     -------
-    DataArray of dims (y, x, band), float32
+    DataArray of dims (y, x, band), or (sample, band), float32
         NaN where missing; with coordinates and CRS where the file has them.
 
     Raises
@@ -81,12 +86,14 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
         raise CompressorError(
             f"{path} cannot be read as embeddings ({error})", "give a .npy, .tif or .zarr"
         ) from error
-    if set(array.dims) != {"y", "x", "band"}:
+    if set(array.dims) not in _DIMS:
         raise CompressorError(
             f"{path} holds dims {array.dims} of sizes {tuple(array.sizes.values())}",
-            "give y, x and band (a .npy of shape (y, x, feature))",
+            "give y, x and band, or sample and band (a .npy of shape ([y, x,] feature))",
         )
-    array = array.transpose("y", "x", "band")
+    array = array.transpose(..., "band")
+    if "y" in array.dims:
+        array = array.transpose("y", "x", "band")
     numbers = array.to_numpy()
     if rule is not None:
         chosen = RULES[rule]
@@ -114,12 +121,14 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
 
 def _read(path: Path) -> xr.DataArray:
     if path.suffix == ".npy":
-        return xr.DataArray(np.load(path, allow_pickle=False), dims=("y", "x", "band"))
+        values = np.load(path, allow_pickle=False)
+        dims = ("sample", "band") if values.ndim == 2 else ("y", "x", "band")
+        return xr.DataArray(values, dims=dims)
     if path.suffix == ".zarr":
         dataset = xr.open_zarr(path, consolidated=False)  # of others: with or without
-        names = [n for n, v in dataset.data_vars.items() if {"y", "x", "band"} == set(v.dims)]
+        names = [n for n, v in dataset.data_vars.items() if set(v.dims) in _DIMS]
         if len(names) != 1:
-            raise ValueError(f"{len(names)} variables have dims y, x and band: {names}")
+            raise ValueError(f"{len(names)} variables are embeddings by their dims: {names}")
         loaded: xr.DataArray = dataset[names[0]].load()
         return loaded
     import rioxarray

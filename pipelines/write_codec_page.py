@@ -82,12 +82,32 @@ def galileo(found: dict[str, Any]) -> str:
 
 
 def points(found: dict[str, Any]) -> str:
-    """Return how often a baseline is better on lone vectors."""
+    """Return cosines of lone vectors by size, and how often a baseline is better."""
+    ours = ("ours", "ours, no codebook")
+    by_size = [("vectors", "up to B a vector", *ours, "best other")]
+    for name, case in found["cases"].items():
+        stored = next(iter(case["chunks"].values()))
+        others = [row for kind in stored["frontiers"].values() for row in kind]
+        for size in (0.5, 1, 2, 4, 8, 16):
+            own = (stored["curves"][kind] for kind in ours)
+            by_size.append((name, str(size), *(_best(r, size) for r in own), _best(others, size)))
     rows = [("vectors", "to a chunk", "points of baselines better than ours", "compared")]
     for name, case in found["cases"].items():
         for chunk, of in case["chunks"].items():
             rows.append((name, str(chunk), str(len(of["beaten_by"])), str(of["compared"])))
-    return table(*rows)
+    return table(*by_size) + "\n" + table(*rows)
+
+
+def _best(rows: list[dict[str, Any]], size: float) -> str:
+    """Return the best cosine of rows of at most a size, and which row it is of where they differ."""
+    within = [row for row in rows if row["bytes_per_vector"] <= size]
+    if not within:
+        return ""
+    best = max(within, key=lambda row: row["cosine_mean"])
+    cosine = f"{best['cosine_mean']:.4f}"
+    return (
+        f"{cosine}, {best['row']} of {best['bytes_per_vector']:.3g} B" if "row" in best else cosine
+    )
 
 
 def overhead(found: dict[str, Any]) -> str:

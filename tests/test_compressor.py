@@ -116,3 +116,48 @@ def test_falloff_gives_bytes_to_the_whole_and_stays_out_of_the_store(tmp_path):
     again = Compressor.load(tmp_path / "whole.json")
     assert again.digest == whole.digest
     assert again.encode(sample) == whole.encode(sample)
+
+
+def of_kinds(count: int, seed: int) -> np.ndarray:
+    """Lone vectors (n, 8): those of 30 kinds, with a little beside."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(7).normal(size=(30, 8))
+    vectors = centres[rng.integers(30, size=count)] + 0.1 * rng.normal(size=(count, 8))
+    return vectors.astype(np.float32)
+
+
+def test_a_codebook_for_vectors_of_kinds() -> None:
+    sample, later = of_kinds(1200, 1), of_kinds(500, 2)
+    plain = Compressor.fit(sample, bytes_per_vector=1.5)
+    kinds = Compressor.fit(sample, bytes_per_vector=1.5, codebook="auto")
+    assert (plain.format_version, kinds.format_version) == (1, 2)
+    found = {c.format_version: c.measure(later) for c in (plain, kinds)}
+    assert 1 - found[2].cosine_mean < 0.3 * (1 - found[1].cosine_mean)
+    assert found[2].bytes_per_vector < 1.05 * found[1].bytes_per_vector
+    # What was said of the sample holds for others: clusters were of other parts of it.
+    assert found[2].bytes_per_vector == pytest.approx(kinds.fidelity.bytes_per_vector, rel=0.1)
+    assert 1 - found[2].cosine_mean == pytest.approx(1 - kinds.fidelity.cosine_mean, rel=0.1)
+    guarded = kinds.guarded(0.98)
+    assert guarded.measure(later).cosine_min >= 0.98
+
+
+def test_a_codebook_is_left_out_where_it_does_not_pay() -> None:
+    rng = np.random.default_rng(0)
+    shapeless = rng.normal(size=(900, 2)).astype(np.float32) * np.float32([4, 1])
+    chosen = Compressor.fit(shapeless, cosine=0.99999, codebook="auto")
+    assert chosen.format_version in (1, 2)
+    none = Compressor.fit(shapeless, cosine=0.99999)
+    size = chosen.fidelity.bytes_per_vector
+    assert size <= none.fidelity.bytes_per_vector * 1.01
+
+
+def test_codebooks_say_what_is_wrong(features: np.ndarray) -> None:
+    lone = of_kinds(50, 0)
+    with pytest.raises(CompressorError, match="cannot be fitted to 50 vectors"):
+        Compressor.fit(lone, bytes_per_vector=2, codebook=30)
+    with pytest.raises(CompressorError, match="no size of a codebook"):
+        Compressor.fit(lone, bytes_per_vector=2, codebook="large")
+    with pytest.raises(CompressorError, match="vectors alone"):
+        Compressor.fit(features, bytes_per_vector=2, codebook=4, block=8)
+    with pytest.raises(CompressorError, match="distinct"):
+        Compressor.fit(np.repeat(lone[:3], 20, 0), bytes_per_vector=2, codebook=8)

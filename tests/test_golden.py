@@ -1,4 +1,4 @@
-"""Stores of format version 1, written when it was frozen: they read the same forever."""
+"""Stores of each format version, written when it was frozen: they read the same forever."""
 
 import json
 import shutil
@@ -11,17 +11,20 @@ import xarray as xr
 import nec
 from nec.errors import StoreError
 
-GOLDEN = Path(__file__).parent / "golden" / "v1"
-STORES = ("plain", "guarded", "tiny", "series")
+FOLDER = Path(__file__).parent / "golden"
+GOLDEN = FOLDER / "v1"
+STORES = ("v1/plain", "v1/guarded", "v1/tiny", "v1/series", "v2/lone", "v2/guarded")
 
 
 @pytest.mark.parametrize("name", STORES)
 def test_golden_stores_decode_to_the_same_bits(name: str) -> None:
-    store = GOLDEN / f"{name}.zarr"
+    store = FOLDER / f"{name}.zarr"
     assert nec.verify(store).ok
-    with np.load(GOLDEN / f"{name}.npz") as expected:
+    with np.load(FOLDER / f"{name}.npz") as expected:
+        assert expected.files
         for dataset in (xr.open_zarr(store), nec.open(store)):
-            for array in ("embedding", "scene_embedding"):
+            assert f"v{dataset.nec.info['format_version']}" == name[:2]
+            for array in expected.files:
                 decoded = dataset[array].to_numpy()
                 assert decoded.dtype == np.float32
                 missing = np.isnan(expected[array])
@@ -39,13 +42,14 @@ def test_the_golden_series_holds_its_times_and_scenes() -> None:
     assert dataset.nec.scenes["name"].tolist() == ["scene0", "scene1", "scene2"]
 
 
-def test_the_guarded_store_uses_what_a_guarantee_needs() -> None:
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_the_guarded_store_uses_what_a_guarantee_needs(version: str) -> None:
     from nec.archive.creation import read_root, stored_arrays
     from nec.archive.shard import chunks_of
     from nec.codec import Coding
-    from nec.codec.container import PATCHES, REFINEMENTS, VERBATIM, take_apart
+    from nec.codec.container import CODES, PATCHES, REFINEMENTS, VERBATIM, take_apart
 
-    store = GOLDEN / "guarded.zarr"
+    store = FOLDER / version / "guarded.zarr"
     array = stored_arrays(read_root(store))["embedding"]
     document = json.loads((store / "embedding" / "zarr.json").read_bytes())
     inner = document["codecs"][0]["configuration"]["codecs"][0]["configuration"]
@@ -57,6 +61,7 @@ def test_the_guarded_store_uses_what_a_guarantee_needs() -> None:
                 assert chunk is not None
                 found |= set(take_apart(memoryview(chunk), coding))
     assert {REFINEMENTS, VERBATIM, PATCHES} <= found
+    assert (CODES in found) == (version == "v2")
 
 
 def test_flipped_bits_and_truncations_are_named(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import xarray as xr
 from conftest import RasterWriter
 from typer.testing import CliRunner
 
+import nec
 from nec.cli import app
 from nec.errors import CompressorError
 from nec.products import open_embedding
@@ -65,7 +66,7 @@ def test_what_is_no_embedding_says_why(write_raster: RasterWriter, tmp_path: Pat
         open_embedding(numbers)
     with pytest.raises(CompressorError, match="no rule 'clay'"):
         open_embedding(numbers, rule="clay")
-    np.save(tmp_path / "flat.npy", np.ones((4, 3), np.float32))
+    np.save(tmp_path / "flat.npy", np.ones(4, np.float32))
     with pytest.raises(CompressorError, match="cannot be read"):
         open_embedding(tmp_path / "flat.npy")
     np.save(tmp_path / "f.npy", np.ones((4, 3, 2), np.float32))
@@ -80,3 +81,41 @@ def test_the_alphaearth_crop(shared: Path) -> None:
     assert array.shape == (99, 99, 64)
     norm = np.linalg.norm(array.to_numpy(), axis=-1)
     assert np.abs(norm - 1).max() < 0.02
+
+
+def kinds(count: int) -> np.ndarray:
+    """Vectors (n, 6) of a few kinds."""
+    rng = np.random.default_rng(count)
+    centres = np.random.default_rng(0).normal(size=(12, 6))
+    vectors = centres[rng.integers(12, size=count)] + 0.1 * rng.normal(size=(count, 6))
+    return vectors.astype(np.float32)
+
+
+def test_vectors_without_a_place(tmp_path: Path) -> None:
+    vectors, fitted, store = kinds(2300), tmp_path / "v.json", tmp_path / "s.zarr"
+    vectors[7] = np.nan
+    np.save(tmp_path / "v.npy", vectors)
+    assert "B a vector" in run("fit", tmp_path / "v.npy", fitted, "--bytes", "1")
+    assert "2,299 vectors" in run("encode", tmp_path / "v.npy", store, "--model", fitted)
+    assert nec.verify(store).ok
+    run("seal", store)
+    dataset = nec.open(store)
+    assert dict(dataset.sizes) == {"sample": 2300, "band": 6}
+    assert dataset.nec.info["format_version"] == 2
+    decoded = dataset.nec.features("scene_embedding").to_numpy()
+    assert np.isnan(decoded[7]).all()
+    valid = ~np.isnan(vectors).any(1)
+    assert np.array_equal(~np.isnan(decoded).any(1), valid)
+    cosine = (vectors * decoded).sum(1) / np.linalg.norm(vectors, axis=1)
+    assert np.nanmean(cosine / np.linalg.norm(decoded, axis=1)) > 0.99
+    size = sum(f.stat().st_size for f in (store / "scene_embedding/c").rglob("*") if f.is_file())
+    assert size / 2299 < 1.1
+    # Labels go along, from Python.
+    array = xr.DataArray(
+        vectors, dims=("sample", "band"), coords={"label": ("sample", np.arange(2300) % 3)}
+    )
+    nec.encode(array, tmp_path / "l.zarr", model=nec.Compressor.load(fitted))
+    again = xr.open_zarr(tmp_path / "l.zarr")
+    assert np.array_equal(again.label, array.label)
+    same = xr.open_zarr(store).scene_embedding
+    assert np.array_equal(again.scene_embedding, same, equal_nan=True)

@@ -320,10 +320,13 @@ class StoreWriter:
         return objects
 
     def decode(self, task: Task, objects: Mapping[str, bytes]) -> NDArray[np.float32]:
-        """Decode a task's `embedding` from its coded objects, NaN where missing."""
-        array = self.layout.embedding
-        if array is None or array.key(task) not in objects:
-            raise StoreError(f"task {task.name} has no embedding", "encode one first")
+        """Decode a task's vectors, of the store's first array, from its coded objects.
+
+        NaN is missing.
+        """
+        array = next(iter(self.layout.arrays()))
+        if array.key(task) not in objects:
+            raise StoreError(f"task {task.name} has no {array.name}", "encode one first")
         decode = self._codecs[array.name].decode_array
         return decode_object(array, objects[array.key(task)], array.region(task), decode)
 

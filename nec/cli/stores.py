@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 def fit(
     source: Annotated[
         Path,
-        typer.Argument(help="Embeddings: .npy (y, x, feature), .tif, .zarr; or a scene, --model."),
+        typer.Argument(
+            help="Embeddings: .npy ([y, x,] feature), .tif, .zarr; or a scene with --model."
+        ),
     ],
     compressor: Annotated[Path, typer.Argument(help="Compressor to write (.json).")],
     size: Annotated[float | None, typer.Option("--bytes", help="Bytes a vector to hit.")] = None,
@@ -48,6 +50,13 @@ def fit(
     min_cosine: Annotated[
         float, typer.Option(help="Smallest cosine of any vector, a guarantee.")
     ] = 0.0,
+    codebook: Annotated[
+        str | None,
+        typer.Option(
+            help="Code vectors as one of so many and a difference: a number, auto, or 0; auto for "
+            "vectors without a place, none for maps."
+        ),
+    ] = None,
 ) -> None:
     """Fit a compressor to embeddings that are there already, of any product.
 
@@ -58,6 +67,10 @@ def fit(
     nec fit scene.tif g.json --bytes 2 --model galileo:FOLDER
 
     then: nec encode scene.tif out.zarr --model galileo:FOLDER --rate g.json
+
+    nec fit vectors.npy v.json --bytes 2
+
+    of vectors (sample, feature); then: nec encode vectors.npy out.zarr --model v.json
     """
     from nec.compressor import Compressor
 
@@ -71,12 +84,15 @@ def fit(
         from nec.products import open_embedding
 
         sample = open_embedding(source, rule=rule)
+    if codebook is None:
+        codebook = "auto" if getattr(sample, "dims", ())[:1] == ("sample",) else "0"
     fitted = Compressor.fit(
         sample,
         bytes_per_vector=size,
         cosine=cosine,
         gamma=gamma,
         min_cosine=min_cosine,
+        codebook=int(codebook) if codebook.isdigit() else codebook,
     )
     fitted.save(compressor)
     console.print(

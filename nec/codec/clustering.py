@@ -62,6 +62,8 @@ def fit_clusters(
     CompressorError
         If the sample has too few vectors, no step reaches the target, or scikit-learn is missing.
     """
+    # Missing ones among vectors that stand alone cost next to nothing: none are fitted to.
+    pieces = [p[~np.isnan(p).any((1, 2, 3))] if p.shape[2:] == (1, 1) else p for p in pieces]
     valid = [~np.isnan(p).any(axis=1) for p in pieces]
     vectors = np.concatenate([np.moveaxis(p, 1, -1)[v] for p, v in zip(pieces, valid, strict=True)])
     if not 2 <= codes <= MOST_CODES or len(vectors) < FEWEST * codes:

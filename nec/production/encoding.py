@@ -53,7 +53,8 @@ def encode(
     source : path, list of paths, xarray object or ndarray
         A scene (see `nec.scene.open_scene`); a folder of images without a place, or an array
         (sample, band, y, x), as an image collection; or, where `model` is a `Compressor`, a
-        DataArray of features with dims y, x, band and a CRS.
+        DataArray of features with dims y, x, band and a CRS, or of vectors without a place, with
+        dims sample, band: they become `scene_embedding`.
     store : path
         Folder of the new store, or of one that an interrupted run of the same fingerprint left.
     model : str, path, Model or Compressor

@@ -227,6 +227,32 @@ class ArrayFeatures:
         return pool_cells(features)
 
 
+@dataclass(frozen=True, eq=False)
+class VectorFeatures:
+    """Vectors without a place that are there already: an array (sample, band), lazy or not."""
+
+    array: xr.DataArray
+    shard: int
+
+    def _part(self, task: Task) -> xr.DataArray:
+        return self.array.isel(sample=slice(task.row * self.shard, (task.row + 1) * self.shard))
+
+    def size(self, task: Task) -> Size:
+        """See `FeatureSource.size`; a vector counts as a pixel."""
+        part = self._part(task)
+        return Size(part.sizes["sample"], part.nbytes)
+
+    def features(self, task: Task, watch: Stopwatch) -> NDArray[np.float32]:
+        """See `FeatureSource.features`."""
+        with watch("read"):
+            values: NDArray[np.float32] = self._part(task).to_numpy().astype(np.float32)
+        return values[:, :, None, None]
+
+    def pooled(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the vectors: each is a sample."""
+        return features[:, :, 0, 0]
+
+
 def pool_cells(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of the valid tokens of each cell, (dim, y / CELL, x / CELL)."""
     dim, h, w = features.shape

@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from nec.production.features import (
     CollectionFeatures,
     FeatureSource,
     SceneFeatures,
+    VectorFeatures,
 )
 from nec.scene import ImageCollection, Scene, is_collection, open_scene
 
@@ -211,10 +212,12 @@ def collection_job(
 
 
 def embedding_job(source: Any, compressor: Compressor) -> Job:
-    """Return the job of an array of features (y, x, band) that is there already."""
-    if not isinstance(source, xr.DataArray) or {"y", "x", "band"} != set(source.dims):
+    """Return the job of an array of features (y, x, band) or (sample, band) that is there."""
+    dims = set(source.dims) if isinstance(source, xr.DataArray) else set()
+    if dims not in ({"y", "x", "band"}, {"sample", "band"}):
         raise CompressorError(
-            "with a Compressor as model, the source is a DataArray with dims y, x and band",
+            "with a Compressor as model, the source is a DataArray with dims y, x and band, or "
+            "sample and band",
             "wrap the array: xr.DataArray(values, dims=('y', 'x', 'band'), coords=...)",
         )
     if source.dtype.kind != "f":
@@ -222,20 +225,11 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
             f"the array holds {source.dtype}, which is not the embedding but a code for it",
             "decode it by the product's rule first; missing vectors are NaN",
         )
-    import odc.geo.xr  # noqa: F401 - registers .odc
-    from odc.geo.geobox import GeoBox
-
-    geobox = source.odc.geobox
-    if not isinstance(geobox, GeoBox) or geobox.crs is None:
-        raise SceneError("the embedding array has no CRS", "assign one: array.rio.write_crs(...)")
     if source.sizes["band"] != len(compressor.basis):
         raise CompressorError(
             f"the array has {source.sizes['band']} bands, the compressor {len(compressor.basis)}",
             "fit a compressor to this embedding",
         )
-    grid = TokenGrid.around(geobox, patch=1, cell=CELL)
-    array = source.transpose("band", "y", "x")
-    height, _ = grid.scene_shape
     attributes = {
         "model": str(source.attrs.get("model", source.name or "unknown")),
         "basis": compressor.basis_hash,
@@ -243,20 +237,62 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         **_promise(compressor),
         "install": INSTALL_HINT,
     }
+    if "sample" in dims:
+        array = source.transpose("sample", "band")
+        return _vectors_job(array, compressor, attributes)
+    import odc.geo.xr  # noqa: F401 - registers .odc
+    from odc.geo.geobox import GeoBox
 
-    content = hashlib.sha256()
-    for row in range(0, height, 256):  # a lazy array need not fit into memory
-        strip = array.isel(y=slice(row, row + 256)).to_numpy()
-        content.update(np.ascontiguousarray(strip, "<f4").tobytes())
+    geobox = source.odc.geobox
+    if not isinstance(geobox, GeoBox) or geobox.crs is None:
+        raise SceneError("the embedding array has no CRS", "assign one: array.rio.write_crs(...)")
+    grid = TokenGrid.around(geobox, patch=1, cell=CELL)
+    array = source.transpose("band", "y", "x")
     return Job(
         layout=Layout.of_scene(grid, bands=compressor.basis.shape[1]),
         compressor=compressor,
         attributes={"nec": attributes},
         fingerprint=attributes
-        | {"source_digest": content.hexdigest(), "compressor": compressor.digest},
+        | {"source_digest": _digest(array, "y", 256), "compressor": compressor.digest},
         source=ArrayFeatures(array, grid),
         encodes=False,
     )
+
+
+def _vectors_job(array: xr.DataArray, compressor: Compressor, attributes: dict[str, Any]) -> Job:
+    """Return the job of vectors (sample, band) without a place: they are `scene_embedding`."""
+    coordinates = {
+        str(name): values.to_numpy()
+        for name, values in array.coords.items()
+        if values.dims == ("sample",)
+    }
+    layout = Layout.of_collection(
+        array.sizes["sample"], bands=compressor.basis.shape[1], coordinates=coordinates
+    )
+    assert layout.scene_embedding is not None
+    return Job(
+        layout=layout,
+        # What it was fitted to are these vectors, not means of tokens.
+        compressor=replace(compressor, scene_coding=compressor.coding),
+        attributes={"nec": attributes},
+        fingerprint=attributes
+        | {
+            "source_digest": _digest(array, "sample", 1 << 16),
+            "coordinates": {k: v.tolist() for k, v in coordinates.items()},
+            "compressor": compressor.digest,
+        },
+        source=VectorFeatures(array, layout.scene_embedding.chunk[0]),
+        encodes=False,
+    )
+
+
+def _digest(array: xr.DataArray, dim: str, stride: int) -> str:
+    """Return the SHA-256 of an array's values, by parts: a lazy one need not fit into memory."""
+    content = hashlib.sha256()
+    for at in range(0, array.sizes[dim], stride):
+        part = array.isel({dim: slice(at, at + stride)}).to_numpy()
+        content.update(np.ascontiguousarray(part, "<f4").tobytes())
+    return content.hexdigest()
 
 
 def usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:

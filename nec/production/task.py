@@ -138,7 +138,8 @@ def _encode(job: Job, writer: StoreWriter, task: Task, watch: Stopwatch) -> tupl
             figures: dict[str, Any] = {}
         else:
             pooled = rotate(job.source.pooled(features), job.compressor.basis)
-            objects = writer.encode(task, embedding, pooled)
+            lone = job.layout.embedding is None
+            objects = writer.encode(task, None if lone else embedding, pooled)
             # What is measured is what a reader will get: the coded bytes, decoded.
             decoded = writer.decode(task, objects).reshape(embedding.shape)
             figures = task_figures(features, embedding, decoded, job.tokens_per_chip)
