@@ -99,7 +99,7 @@ def points(found: dict[str, Any]) -> str:
 
 
 def _best(rows: list[dict[str, Any]], size: float) -> str:
-    """Return the best cosine of rows of at most a size, and which row it is of where they differ."""
+    """Return the best cosine of rows of at most a size, and which row it is where it has a name."""
     within = [row for row in rows if row["bytes_per_vector"] <= size]
     if not within:
         return ""
@@ -185,7 +185,7 @@ def damage(fuzz: dict[str, Any], flips: dict[str, Any]) -> str:
         f"none crashed; the slowest took {fuzz['slowest_seconds']:g} s, the process "
         f"{fuzz['peak_megabytes']:,} MB.\n"
         f"- {flips['flips']:,} flipped bits and {flips['cuts']:,} cuts of the {flips['objects']} "
-        f"objects of a sealed store ({flips['bytes']:,} bytes): {flips['missed']} missed."
+        f"objects of sealed stores ({flips['bytes']:,} bytes): {flips['missed']} missed."
     )
 
 

@@ -64,9 +64,10 @@ def test_the_guarded_store_uses_what_a_guarantee_needs(version: str) -> None:
     assert (CODES in found) == (version == "v2")
 
 
-def test_flipped_bits_and_truncations_are_named(tmp_path: Path) -> None:
-    store = tmp_path / "tiny.zarr"
-    shutil.copytree(GOLDEN / "tiny.zarr", store)
+@pytest.mark.parametrize("name", ["v1/tiny", "v2/lone"])
+def test_flipped_bits_and_truncations_are_named(name: str, tmp_path: Path) -> None:
+    store = tmp_path / "s.zarr"
+    shutil.copytree(FOLDER / f"{name}.zarr", store)
     rng = np.random.default_rng(0)
     for file in sorted(p for p in store.rglob("*") if p.is_file()):
         key = file.relative_to(store).as_posix()

@@ -182,6 +182,8 @@ def _lone(ax: Axes, found: dict[str, Any]) -> None:
     for chunk, width in (("1000", 2.0), ("100", 0.9)):
         label = f"nec, {int(chunk):,} to a chunk"
         _curve(ax, chunks[chunk]["curves"]["ours"], label, OURS, marker=".", linewidth=width)
+    without = chunks["1000"]["curves"]["ours, no codebook"]
+    _curve(ax, without, "nec, no codebook", OURS, linestyle=":", linewidth=1.2)
     frontiers = chunks["1000"]["frontiers"]
     for kind, points in frontiers.items():
         colour = QUANTISERS.get(kind, OTHER)

@@ -35,9 +35,9 @@ def bench_points(folder: Path) -> dict[str, Any]:
         "note": "rotation, tables, components, codebooks and scales are fitted on half of the "
         "vectors and measured on the others, which are stored as samples of one token, so many "
         "to a chunk. Bytes are chunks with checksums; fixed bytes (basis, tables) stand apart. A "
-        "baseline is better where its mean cosine is above ours at the same bytes; its own bytes are "
-        "codes alone, without checksums. The targets count chunks of a thousand, which is what a "
-        "store keeps vectors without a place in. "
+        "baseline is better where its mean cosine is above ours at the same bytes; its own bytes "
+        "are codes alone, without checksums. The targets count chunks of a thousand, in which "
+        "stores keep vectors without a place. "
         "nearest_fitted is the cosine of a measured vector to the nearest one that was fitted "
         "on; gaussian_bound is what a Gaussian of the measured vectors' own covariance takes at "
         "least for the row's squared error: a row below it gains from clusters.",
