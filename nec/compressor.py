@@ -285,7 +285,7 @@ class Compressor:
         return Fidelity(vectors=count, **measure(rotated, self.coding, kept))
 
     def encode(self, features: ArrayLike) -> bytes:
-        """Code features of shape (y, x, feature) or (sample, y, x, feature) to bytes.
+        """Code features of shape ([sample,] y, x, feature), or (sample, feature), to bytes.
 
         Raises
         ------
@@ -295,11 +295,13 @@ class Compressor:
         from nec.codec.chunk import encode_chunk
 
         values = np.asarray(features, np.float32)
-        if values.ndim not in (3, 4) or values.shape[-1] != len(self.basis):
+        if values.ndim not in (2, 3, 4) or values.shape[-1] != len(self.basis):
             raise CompressorError(
                 f"features of shape {values.shape} do not end in {len(self.basis)}",
-                "pass ([sample,] y, x, feature)",
+                "pass ([sample,] y, x, feature), or (sample, feature)",
             )
+        if values.ndim == 2:
+            values = values[:, None, None]
         values = values if values.ndim == 4 else values[None]
         rotated = rotate(np.moveaxis(values, -1, 1), self.basis)
         return _SHAPE.pack(*rotated.shape) + encode_chunk(rotated, self.coding)

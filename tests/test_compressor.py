@@ -1,5 +1,6 @@
 """The compressor: hits its target, keeps products, survives a file."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +138,10 @@ def test_a_codebook_for_vectors_of_kinds() -> None:
     # What was said of the sample holds for others: clusters were of other parts of it.
     assert found[2].bytes_per_vector == pytest.approx(kinds.fidelity.bytes_per_vector, rel=0.1)
     assert 1 - found[2].cosine_mean == pytest.approx(1 - kinds.fidelity.cosine_mean, rel=0.1)
+    decoded = kinds.decode(kinds.encode(later))[:, 0, 0]
+    cosine = (later * decoded).sum(1) / np.linalg.norm(later, axis=1)
+    cosine /= np.linalg.norm(decoded, axis=1)
+    assert cosine.mean() == pytest.approx(found[2].cosine_mean, abs=1e-5)
     guarded = kinds.guarded(0.98)
     assert guarded.measure(later).cosine_min >= 0.98
 
@@ -151,7 +156,7 @@ def test_a_codebook_is_left_out_where_it_does_not_pay() -> None:
     assert size <= none.fidelity.bytes_per_vector * 1.01
 
 
-def test_codebooks_say_what_is_wrong(features: np.ndarray) -> None:
+def test_codebooks_say_what_is_wrong(features: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     lone = of_kinds(50, 0)
     with pytest.raises(CompressorError, match="cannot be fitted to 50 vectors"):
         Compressor.fit(lone, bytes_per_vector=2, codebook=30)
@@ -161,3 +166,7 @@ def test_codebooks_say_what_is_wrong(features: np.ndarray) -> None:
         Compressor.fit(features, bytes_per_vector=2, codebook=4, block=8)
     with pytest.raises(CompressorError, match="distinct"):
         Compressor.fit(np.repeat(lone[:3], 20, 0), bytes_per_vector=2, codebook=8)
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    for codebook in (4, "auto"):
+        with pytest.raises(CompressorError, match=r"nec\[heads\]"):
+            Compressor.fit(lone, bytes_per_vector=2, codebook=codebook)

@@ -72,18 +72,11 @@ def fit_clusters(
             f"give 2 to {MOST_CODES} codes, and {FEWEST} vectors or more for each",
         )
     scaled = (vectors / relative_steps).astype(np.float32)
-    fold = np.random.default_rng(SEED).permutation(len(vectors)) % FOLDS
-    near, bits = np.empty_like(vectors), np.empty(len(vectors))
-    for part in range(FOLDS):
-        own = fold == part
-        centres, share = _clusters(scaled[~own], codes)
-        code = _nearest(scaled[own], centres)
-        near[own] = centres[code] * relative_steps
-        bits[own] = -np.log2(share[code])
+    near, bits = _by_others(scaled, codes)
     bases, at = [], 0
     for piece, v in zip(pieces, valid, strict=True):
         base = np.zeros_like(piece)
-        np.moveaxis(base, 1, -1)[v] = near[at : at + int(v.sum())]
+        np.moveaxis(base, 1, -1)[v] = near[at : at + int(v.sum())] * relative_steps
         bases.append(base)
         at += int(v.sum())
     coding, measured = fit_coding(
@@ -92,7 +85,7 @@ def fit_clusters(
         bytes_per_vector=bytes_per_vector,
         cosine=cosine,
         bases=bases,
-        more_bytes=float(bits.mean()) / 8,
+        more_bytes=bits / 8,
         **options,
     )
     coding = _with_codebook(coding, *_clusters(scaled, codes), relative_steps)
@@ -110,6 +103,7 @@ def choose_clusters(
     The best is kept: of the highest mean cosine at a size, of the fewest bytes at a fidelity.
     Arguments, results and errors are those of `fit_clusters`.
     """
+    _estimator()  # without it, nothing would be chosen from
     kept = coding, measured = fit_coding(pieces, cosine=cosine, **options)
     vectors = sum(int((~np.isnan(p).any(axis=1)).sum()) for p in pieces)
     target = options.get("bytes_per_vector")
@@ -133,10 +127,21 @@ def choose_clusters(
     return kept
 
 
-def _clusters(
-    scaled: NDArray[np.float32], codes: int
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Return centres of clusters (code, band), and the share of each, none of them zero."""
+def _by_others(scaled: NDArray[np.float32], codes: int) -> tuple[NDArray[np.float32], float]:
+    """Return the nearest centre to each vector, of clusters of others, and the bits of its code."""
+    fold = np.random.default_rng(SEED).permutation(len(scaled)) % FOLDS
+    near, bits = np.empty_like(scaled), 0.0
+    for part in range(FOLDS):
+        own = fold == part
+        centres, share = _clusters(scaled[~own], codes)
+        code = _nearest(scaled[own], centres)
+        near[own] = centres[code]
+        bits -= float(np.log2(share[code]).sum())
+    return near, bits / len(scaled)
+
+
+def _estimator() -> Any:
+    """Return scikit-learn's class of k-means, which only fitting needs."""
     try:
         from sklearn.cluster import KMeans
     except ImportError as error:
@@ -144,6 +149,13 @@ def _clusters(
             "a codebook is fitted by scikit-learn, which is not installed",
             'pip install "nec[heads]", or fit without a codebook',
         ) from error
+    return KMeans
+
+
+def _clusters(
+    scaled: NDArray[np.float32], codes: int
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Return centres of clusters (code, band), and the share of each, none of them zero."""
     rng = np.random.default_rng(SEED)
     most = MOST * codes
     sample = scaled if len(scaled) <= most else scaled[rng.choice(len(scaled), most, replace=False)]
@@ -154,7 +166,7 @@ def _clusters(
             f"the sample holds {distinct:,} distinct vectors, and {codes} codes were asked for",
             "ask for fewer",
         )
-    found = KMeans(codes, n_init=STARTS, random_state=SEED).fit(sample.astype(np.float64))
+    found = _estimator()(codes, n_init=STARTS, random_state=SEED).fit(sample.astype(np.float64))
     centres = found.cluster_centers_.astype(np.float32)
     count = np.bincount(_nearest(scaled, centres), minlength=codes) + 0.5
     return centres, count / count.sum()
