@@ -14,13 +14,13 @@ import logging
 import os
 import platform
 import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from codec_bench.figure import draw
 from codec_bench.tables import show
+from measured_parts import installed
 
 # Each section is a function of the data's folder in a module of its own.
 SECTIONS = {
@@ -48,13 +48,13 @@ def circumstances() -> dict[str, Any]:
     if information.exists():
         lines = information.read_text().splitlines()
         cpu = next((v.split(":")[1].strip() for v in lines if v.startswith("model name")), cpu)
-    versions = {"python": platform.python_version()} | {p: version(p) for p in PACKAGES}
-    left_out = []
-    for package, what in OPTIONAL.items():
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            left_out.append(f"{what} ({package} is not installed)")
+    found = {p: installed(p) for p in (*PACKAGES, *OPTIONAL)}
+    versions = {"python": platform.python_version()} | {p: v for p, v in found.items() if v}
+    left_out = [
+        f"{what} ({package} is not installed)"
+        for package, what in OPTIONAL.items()
+        if found[package] is None
+    ]
     return {"versions": versions, "cpu": cpu, "cores": os.cpu_count(), "left_out": left_out}
 
 

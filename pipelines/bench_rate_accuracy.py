@@ -20,7 +20,6 @@ import platform
 import re
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ import numpy as np
 import torch
 from encoder_bench.probes import probe
 from main_job.statistics import pixel_statistics
+from measured_parts import installed
 from rate_bench.embeddings import (
     FALLOFF,
     Embeddings,
@@ -317,13 +317,8 @@ def compared(table: dict[str, Any], task: Task) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Return the releases of what is installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    found = {package: installed(package) for package in PACKAGES}
+    return {"python": platform.python_version()} | {p: v for p, v in found.items() if v}
 
 
 def main() -> None:
