@@ -248,18 +248,14 @@ def bench_alphaearth(data: Path) -> dict[str, Any]:
         for size in SIZES:
             name = f"decoded {size:g} B"
             compressor = Compressor.fit(
-                vectors[train, None, None, :],
-                bytes_per_vector=size,
-                basis=basis,
-                block=1,
-                scene_bytes=size,
+                vectors[train], bytes_per_vector=size, basis=basis, codebook="auto"
             )
             back = np.empty_like(vectors)
             total = 0
             for group in (train, test):
                 for first in range(0, len(group), 1000):
                     some = group[first : first + 1000]
-                    coded = compressor.encode(vectors[some, None, None, :])
+                    coded = compressor.encode(vectors[some])
                     total += len(coded)
                     back[some] = compressor.decode(coded)[:, 0, 0, :]
             rows.setdefault(name, []).append(back)
