@@ -357,7 +357,7 @@ def test_empty_segments_are_vouched_for(tmp_path: Path, codecs: tuple[NecCodec, 
     intact, before = file.read_bytes(), read(tmp_path / "s.zarr", 4, 8)
     head = read_head(intact, coding)
     assert head is not None
-    assert head.spans[4] == (len(head.raw) + 12, len(head.raw) + 12)
+    assert head.spans[len(PART_NAMES)] == (len(head.raw) + 12, len(head.raw) + 12)
     for position, bit in itertools.product(range(len(head.raw)), range(8)):
         data = bytearray(intact)
         data[position] ^= 1 << bit
