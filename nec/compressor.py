@@ -113,7 +113,7 @@ class Compressor:
             need no more.
         cosine : float, optional
             Mean cosine between decoded and original features to hit on the sample; one of the
-            two is needed.
+            two is needed, unless `codebook` is a number: then codes are all that is coded.
         basis : ndarray of shape (feature, component), optional
             Rotation to keep; fitted to the sample by default. With fewer components than
             features, what lies outside of them is lost.
@@ -173,7 +173,8 @@ class Compressor:
                 f"the sample holds {len(features)} valid vectors, or infinities",
                 "give more embeddings; NaN marks missing ones",
             )
-        if (bytes_per_vector is None) == (cosine is None):
+        targets = (bytes_per_vector is not None) + (cosine is not None)
+        if targets != 1 and (targets or not codebook or isinstance(codebook, str)):
             raise CompressorError(
                 "a compressor is fitted to bytes_per_vector= or to cosine=", "give one of them"
             )
@@ -228,7 +229,7 @@ class Compressor:
             else (1 - (cosine or 0.0), 1 - fidelity.cosine_mean)
         )
         # Fewer bytes, or less error, than asked for is no loss.
-        if reached > 1.02 * (wanted or 0.0):
+        if targets and reached > 1.02 * (wanted or 0.0):
             log.warning("asked for %s, reached %s", bytes_per_vector or cosine, fidelity)
         log.info("fitted: %s", fidelity)
         return cls(rotation, coding, scene_coding, fidelity)

@@ -83,7 +83,7 @@ def galileo(found: dict[str, Any]) -> str:
 
 def points(found: dict[str, Any]) -> str:
     """Return cosines of lone vectors by size, and how often a baseline is better."""
-    ours = ("ours", "ours, no codebook")
+    ours = ("ours", "ours, codebook", "ours, no codebook")
     by_size = [("vectors", "up to B a vector", *ours, "best other")]
     for name, case in found["cases"].items():
         stored = next(iter(case["chunks"].values()))

@@ -156,12 +156,31 @@ def test_a_codebook_is_left_out_where_it_does_not_pay() -> None:
     assert size <= none.fidelity.bytes_per_vector * 1.01
 
 
+def test_codes_alone() -> None:
+    sample, later = of_kinds(1200, 1), of_kinds(500, 2)
+    alone = Compressor.fit(sample, codebook=30)
+    decoded = alone.decode(alone.encode(later))[:, 0, 0]
+    assert len(np.unique(decoded, axis=0)) <= 30
+    found = alone.measure(later)
+    # A kind of 30 takes about 5 bits.
+    assert found.bytes_per_vector < 0.7
+    assert found.cosine_mean > 0.98
+    # What is like nothing in the sample takes no more.
+    strange = alone.measure(np.random.default_rng(0).normal(size=(500, 8)))
+    assert strange.bytes_per_vector < 0.8
+
+
 def test_codebooks_say_what_is_wrong(features: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     lone = of_kinds(50, 0)
     with pytest.raises(CompressorError, match="cannot be fitted to 50 vectors"):
         Compressor.fit(lone, bytes_per_vector=2, codebook=30)
     with pytest.raises(CompressorError, match="no size of a codebook"):
         Compressor.fit(lone, bytes_per_vector=2, codebook="large")
+    for codebook in (0, "auto"):
+        with pytest.raises(CompressorError, match="one of them"):
+            Compressor.fit(lone, codebook=codebook)
+    with pytest.raises(CompressorError, match="one of them"):
+        Compressor.fit(lone, bytes_per_vector=2, cosine=0.9, codebook=4)
     with pytest.raises(CompressorError, match="vectors alone"):
         Compressor.fit(features, bytes_per_vector=2, codebook=4, block=8)
     with pytest.raises(CompressorError, match="distinct"):

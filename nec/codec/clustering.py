@@ -12,7 +12,7 @@ from nec.codec.codebook import LARGEST_UNIT, MOST_CODES, MOST_COUNTED
 from nec.codec.codes import SEEN
 from nec.codec.coding import Coding
 from nec.codec.container import CODEBOOK_VERSION
-from nec.codec.fitting import fit_coding, measure
+from nec.codec.fitting import COARSEST, fit_coding, measure
 from nec.codec.tables import PRECISION, pack
 from nec.errors import CompressorError
 
@@ -23,7 +23,7 @@ SIZES = (4, 8, 16, 32, 64, 128, 256)
 # Parts of the sample: vectors of one are coded by clusters of the others.
 FOLDS = 5
 # Vectors a code that clusters are fitted to, at least and at most.
-FEWEST, MOST = 4, 256
+FEWEST, MOST = 2, 256
 SEED, STARTS = 0, 8
 # Sights of each code that the counts of a configuration are worth, on average.
 WORTH = 4
@@ -47,7 +47,8 @@ def fit_clusters(
     Parameters
     ----------
     pieces, relative_steps, bytes_per_vector, cosine, min_cosine, options
-        Those of `nec.codec.fitting.fit_coding`; the block is 1.
+        Those of `nec.codec.fitting.fit_coding`; the block is 1. Without a target, codes are all
+        that is coded.
     codes : int
         Number of clusters, 2 to 256.
 
@@ -89,6 +90,10 @@ def fit_clusters(
         **options,
     )
     coding = _with_codebook(coding, *_clusters(scaled, codes), relative_steps)
+    if bytes_per_vector is None and cosine is None:
+        # A bit is worth a share of the error that is left, not of steps that code nothing.
+        left = float(((scaled - near) ** 2).sum(1).mean())
+        coding = replace(coding, lagrangian=coding.lagrangian * left / 4.0**COARSEST)
     if min_cosine > 0:
         coding = replace(coding, min_cosine=min_cosine)
         measured = measure(pieces, coding, options.get("kept"))

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # A target counts as hit at half a per cent, of the bytes or of the distance to cosine 1.
 TOLERANCE = 0.005
+# Steps that are searched, powers of 2 times the relative ones.
+FINEST, COARSEST = -10.0, 5.0
 # Rounds of deciding coefficients and fitting contexts to them: from scratch, from near by.
 ROUNDS, MORE_ROUNDS = 4, 2
 # Bytes that a segment costs; segments together take no more than this share of a chunk.
@@ -76,7 +78,7 @@ def fit_coding(
     lagrangian : float
         Squared error, in steps, that a bit is worth.
     bytes_per_vector, cosine : float, optional
-        The target: one of the two.
+        The target: one of the two; the coarsest steps without.
     min_cosine : float
         Smallest cosine that the encoder is to allow; 0 for no guarantee.
     falloff : float
@@ -107,7 +109,10 @@ def fit_coding(
         )
     sample = _Sample(pieces, block, lagrangian, falloff, kept, bases, more_bytes)
     target = bytes_per_vector if cosine is None else cosine
-    assert target is not None
+    if target is None:
+        coarse = sample.fit((relative_steps * np.float32(2.0**COARSEST)).astype(np.float32), None)
+        coding = replace(sample.cut(coarse, chunk_tokens), min_cosine=min_cosine)
+        return coding, _summary(*sample.measure(coding))
     if cosine is not None and cosine >= 1:
         raise CompressorError(f"a mean cosine of {cosine:g} is out of reach", "ask for less")
     last: Coding | None = None
@@ -156,14 +161,13 @@ def _search(
     Steps are widened until they enclose the target, then false position, Illinois variant: an
     end that stays put counts half.
     """
-    finest, coarsest = -10.0, 5.0
     fine, stride = -2.0, 2.0
     coding, reached, above = attempt(fine)
     best = (above, coding)
     coarse, below = fine, above
-    while above < 0 and fine > finest:
+    while above < 0 and fine > FINEST:
         coarse, below = fine, above
-        fine, stride = max(fine - stride, finest), stride * 1.5
+        fine, stride = max(fine - stride, FINEST), stride * 1.5
         coding, reached, above = attempt(fine)
         best = min(best, (above, coding), key=lambda b: abs(b[0]))
     if above < 0:
@@ -172,9 +176,9 @@ def _search(
         raise CompressorError(
             f"no step reaches {target:g} (the finest gives {reached:g})", "ask for less"
         )
-    while below > 0 and coarse < coarsest:
+    while below > 0 and coarse < COARSEST:
         fine, above = coarse, below
-        coarse, stride = min(coarse + stride, coarsest), stride * 1.5
+        coarse, stride = min(coarse + stride, COARSEST), stride * 1.5
         coding, reached, below = attempt(coarse)
         best = min(best, (below, coding), key=lambda b: abs(b[0]))
     if below > 0 and not exact:
