@@ -44,8 +44,8 @@ def bench_points(folder: Path) -> dict[str, Any]:
         "to a chunk. Bytes are chunks with checksums; fixed bytes (basis, tables) stand apart. A "
         "baseline is better where its mean cosine is above ours at the same bytes, ours being the "
         "best of a codebook chosen on the sample, none, and codes alone; its own bytes are "
-        "codes and, where they have none, a checksum a chunk. The targets count chunks of a thousand, in which "
-        "stores keep vectors without a place. "
+        "codes and, where they have none, a checksum a chunk. The targets count chunks of a "
+        "thousand, in which stores keep vectors without a place. "
         "nearest_fitted is the cosine of a measured vector to the nearest one that was fitted "
         "on; gaussian_bound is what a Gaussian of the measured vectors' own covariance takes at "
         "least for the row's squared error: a row below it gains from clusters.",
