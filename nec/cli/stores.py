@@ -54,7 +54,8 @@ def fit(
         str | None,
         typer.Option(
             help="Code vectors as one of so many and a difference: a number, auto, or 0; auto for "
-            "vectors without a place, none for maps."
+            "vectors without a place, none for maps. A number without --bytes and --cosine: no "
+            "difference, the fewest bytes."
         ),
     ] = None,
 ) -> None:
