@@ -87,3 +87,14 @@ def test_flipped_bits_and_truncations_are_named(name: str, tmp_path: Path) -> No
             assert key in named
         file.write_bytes(data)
     assert nec.verify(store).ok
+
+
+@pytest.mark.parametrize("version", ["v1", "v2"])
+def test_parts_of_a_guarded_store_are_parts_of_the_whole(version: str) -> None:
+    store = FOLDER / version / "guarded.zarr"
+    whole = nec.open(store)["embedding"].to_numpy()
+    few = nec.open(store, bands=2)["embedding"].to_numpy()
+    assert np.array_equal(few, whole[:2], equal_nan=True)
+    coarse = nec.open(store, overview=4)["embedding"].to_numpy()
+    assert coarse.shape == (6, *(size // 4 for size in whole.shape[1:]))
+    assert np.isfinite(coarse).any()
