@@ -29,8 +29,8 @@ SEASONS = 4
 EDGE = 256
 # Of the 12 bands of an image, in the order of Sentinel-2's numbers, those that the encoder takes.
 BANDS = {"blue": 1, "green": 2, "red": 3, "nir08": 8, "swir16": 10, "swir22": 11}
-RATES = (0.08, 0.15, 0.3, 0.5, 1.0, 2.0)
-GOALS = (0.99, 0.993, 0.9965, 0.998)
+RATES = (0.15, 0.5, 1.5, 4.0, 8.0)
+GOALS = (0.9, 0.95, 0.98, 0.99)
 # Compressor.fit's own; and the crc32c that Zarr appends to a chunk, bytes.
 BLOCK, LAGRANGIAN, CHECKSUM = 64, 0.12, 4
 
