@@ -95,7 +95,7 @@ def points(found: dict[str, Any]) -> str:
     for name, case in found["cases"].items():
         for chunk, of in case["chunks"].items():
             rows.append((name, str(chunk), str(len(of["beaten_by"])), str(of["compared"])))
-    return table(*by_size) + "\n" + table(*rows)
+    return table(*by_size) + "\n\n" + table(*rows)
 
 
 def _best(rows: list[dict[str, Any]], size: float) -> str:
