@@ -126,7 +126,10 @@ def _read(path: Path) -> xr.DataArray:
         return xr.DataArray(values, dims=dims)
     if path.suffix == ".zarr":
         dataset = xr.open_zarr(path, consolidated=False)  # of others: with or without
-        names = [n for n, v in dataset.data_vars.items() if set(v.dims) in _DIMS]
+        for wanted in _DIMS:
+            names = [n for n, v in dataset.data_vars.items() if set(v.dims) == wanted]
+            if names:
+                break
         if len(names) != 1:
             raise ValueError(f"{len(names)} variables are embeddings by their dims: {names}")
         loaded: xr.DataArray = dataset[names[0]].load()

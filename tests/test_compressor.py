@@ -185,6 +185,9 @@ def test_codebooks_say_what_is_wrong(features: np.ndarray, monkeypatch: pytest.M
         Compressor.fit(features, bytes_per_vector=2, codebook=4, block=8)
     with pytest.raises(CompressorError, match="distinct"):
         Compressor.fit(np.repeat(lone[:3], 20, 0), bytes_per_vector=2, codebook=8)
+    part = np.eye(8, dtype=np.float32)[:, :3]
+    with pytest.raises(CompressorError, match="part of the features"):
+        Compressor.fit(lone, basis=part, bytes_per_vector=2, codebook=4, min_cosine=0.9)
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     for codebook in (4, "auto"):
         with pytest.raises(CompressorError, match=r"nec\[heads\]"):

@@ -115,6 +115,9 @@ def test_vectors_without_a_place(tmp_path: Path) -> None:
         vectors, dims=("sample", "band"), coords={"label": ("sample", np.arange(2300) % 3)}
     )
     nec.encode(array, tmp_path / "l.zarr", model=nec.Compressor.load(fitted))
+    dated = array.assign_coords(day=("sample", np.full(2300, "2020-01-01", "datetime64[s]")))
+    with pytest.raises(CompressorError, match="'day' of the samples holds datetime64"):
+        nec.encode(dated, tmp_path / "d.zarr", model=nec.Compressor.load(fitted))
     again = xr.open_zarr(tmp_path / "l.zarr")
     assert np.array_equal(again.label, array.label)
     same = xr.open_zarr(store).scene_embedding

@@ -12,9 +12,9 @@ from nec.codec.codebook import LARGEST_UNIT, MOST_CODES, MOST_COUNTED
 from nec.codec.codes import SEEN
 from nec.codec.coding import Coding
 from nec.codec.container import CODEBOOK_VERSION
-from nec.codec.fitting import COARSEST, fit_coding, measure
+from nec.codec.fitting import COARSEST, check_guarantee, fit_coding, measure
 from nec.codec.tables import PRECISION, pack
-from nec.errors import CompressorError
+from nec.errors import ChunkError, CompressorError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def fit_clusters(
     ----------
     pieces, relative_steps, bytes_per_vector, cosine, min_cosine, options
         Those of `nec.codec.fitting.fit_coding`; the block is 1. Without a target, codes are all
-        that is coded.
+        that is coded. The target is that without the guarantee of `min_cosine`.
     codes : int
         Number of clusters, 2 to 256.
 
@@ -63,6 +63,7 @@ def fit_clusters(
     CompressorError
         If the sample has too few vectors, no step reaches the target, or scikit-learn is missing.
     """
+    check_guarantee(min_cosine, options.get("kept"))
     # Missing ones among vectors that stand alone cost next to nothing: none are fitted to.
     pieces = [p[~np.isnan(p).any((1, 2, 3))] if p.shape[2:] == (1, 1) else p for p in pieces]
     valid = [~np.isnan(p).any(axis=1) for p in pieces]
@@ -94,6 +95,10 @@ def fit_clusters(
         # A bit is worth a share of the error that is left, not of steps that code nothing.
         left = float(((scaled - near) ** 2).sum(1).mean())
         coding = replace(coding, lagrangian=coding.lagrangian * left / 4.0**COARSEST)
+    try:
+        coding.to_dict()
+    except ChunkError as error:  # too large for a store's metadata
+        raise CompressorError(error.what, error.remedy) from error
     if min_cosine > 0:
         coding = replace(coding, min_cosine=min_cosine)
         measured = measure(pieces, coding, options.get("kept"))
@@ -106,7 +111,7 @@ def choose_clusters(
     """Fit with every size of a codebook that the sample is large enough for, and without.
 
     The best is kept: of the highest mean cosine at a size, of the fewest bytes at a fidelity.
-    Arguments, results and errors are those of `fit_clusters`.
+    Arguments, of which one is a target, results and errors are those of `fit_clusters`.
     """
     _estimator()  # without it, nothing would be chosen from
     kept = coding, measured = fit_coding(pieces, cosine=cosine, **options)

@@ -29,7 +29,7 @@ from nec.codec.tables import TOTAL, cumulate, unpack
 from nec.errors import ChunkError
 
 # What a codec's configuration may take in zarr.json, bytes.
-LARGEST_CONFIGURATION = {FORMAT_VERSION: 16 * 1024, CODEBOOK_VERSION: 256 * 1024}
+LARGEST_CONFIGURATION = {FORMAT_VERSION: 16 * 1024, CODEBOOK_VERSION: 512 * 1024}
 # Fields that only the encoder heeds: no part of the digest.
 _ENCODERS = ("lagrangian", "min_cosine")
 # Fields of version 2 alone.

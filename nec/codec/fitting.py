@@ -102,11 +102,7 @@ def fit_coding(
     CompressorError
         If no step reaches the target.
     """
-    if kept is not None and min_cosine > 0:
-        raise CompressorError(
-            f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
-            "keep as many bands as there are features",
-        )
+    check_guarantee(min_cosine, kept)
     sample = _Sample(pieces, block, lagrangian, falloff, kept, bases, more_bytes)
     target = bytes_per_vector if cosine is None else cosine
     if target is None:
@@ -151,6 +147,21 @@ def fit_coding(
             shift, slope = shift + missed / slope, 2 * slope
     size, fidelity = sample.measure(coding)
     return coding, _summary(size, fidelity)
+
+
+def check_guarantee(min_cosine: float, kept: Sequence[NDArray[np.float32]] | None) -> None:
+    """Check that a smallest cosine can be kept: by all of the features alone.
+
+    Raises
+    ------
+    CompressorError
+        If bands hold a part of them.
+    """
+    if kept is not None and min_cosine > 0:
+        raise CompressorError(
+            f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
+            "keep as many bands as there are features",
+        )
 
 
 def _search(

@@ -309,7 +309,7 @@ def inverse(
     patch_of : ndarray of shape (1, height, width), int32
         Which patch each token has, or -1.
     patches : ndarray of shape (patch, band), int64
-        Half steps.
+        What is added to a token, 2**-OUTPUT_BITS of a step.
     b : int
         Band.
     out : ndarray of shape (y, x), float32

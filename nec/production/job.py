@@ -266,6 +266,12 @@ def _vectors_job(array: xr.DataArray, compressor: Compressor, attributes: dict[s
         for name, values in array.coords.items()
         if values.dims == ("sample",)
     }
+    for name, held in coordinates.items():
+        if held.dtype.kind not in "biufU":
+            raise CompressorError(
+                f"the coordinate {name!r} of the samples holds {held.dtype}",
+                "drop it, or make numbers or strings of it",
+            )
     layout = Layout.of_collection(
         array.sizes["sample"], bands=compressor.basis.shape[1], coordinates=coordinates
     )
