@@ -9,6 +9,7 @@ from ctypes import c_float
 from functools import cache, reduce
 from itertools import accumulate, pairwise, product
 from pathlib import Path
+
 MASK, REFINEMENTS, VERBATIM, PATCHES, CODES, SEGMENTS = range(6)  # parts of a chunk
 MISSING = (65200, 49152, 32768, 16384, 336)  # frequency of "missing" by valid neighbours
 RINGS = (0, 1, 2, 3, 4, 6, 8, 11, 15, 20, 27, 36, 48, 64, 126)  # where rings of frequency end

@@ -91,9 +91,7 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
             f"{path} holds dims {array.dims} of sizes {tuple(array.sizes.values())}",
             "give y, x and band, or sample and band (a .npy of shape ([y, x,] feature))",
         )
-    array = array.transpose(..., "band")
-    if "y" in array.dims:
-        array = array.transpose("y", "x", "band")
+    array = array.transpose(*(d for d in ("sample", "y", "x", "band") if d in array.dims))
     numbers = array.to_numpy()
     if rule is not None:
         chosen = RULES[rule]

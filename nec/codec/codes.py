@@ -31,9 +31,7 @@ def _choose(
     """
     tokens, bands = values.shape
     for t in range(tokens):
-        total = np.int64(0)
-        for k in range(len(count)):
-            total += count[k]
+        total = count.sum()
         finer = 2.0 ** refinement[t]
         best, chosen = np.inf, 0
         for k in range(len(count)):
@@ -44,9 +42,7 @@ def _choose(
             if cost < best:
                 best, chosen = cost, k
         codes[t] = chosen
-        below = np.int64(0)
-        for k in range(chosen):
-            below += count[k]
+        below = count[:chosen].sum()
         bounds[t, 0] = (below << PRECISION) // total
         bounds[t, 1] = ((below + count[chosen]) << PRECISION) // total
         _learn(count, chosen, total)
@@ -69,9 +65,7 @@ def _decode(
 ) -> bool:
     at = 0
     for t in range(len(codes)):
-        total = np.int64(0)
-        for k in range(len(count)):
-            total += count[k]
+        total = count.sum()
         slot = np.int64(stream & np.uint64(TOTAL - 1))
         code, end = 0, count[0]
         start = np.int64(0)
