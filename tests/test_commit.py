@@ -247,6 +247,11 @@ def test_killed_in_the_middle_it_has_not_been(
                     nec.open(name)
         assert nec.commit(store, repository).new
         assert nec.open(name).load().equals(nec.open(store).load())
+    # While Icechunk made the repository: its first snapshot is there, no branch yet.
+    half = tmp_path / "half"
+    icechunk.Repository.create(icechunk.local_filesystem_storage(str(half)))
+    shutil.rmtree(half / "refs")
+    assert nec.commit(store, half).new
 
 
 def test_readers_see_the_state_before_or_after(

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from nec.archive.temporaries import locked
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
+
+# Icechunk's snapshot of a repository to which nothing was committed: written before any branch.
+_FIRST = "snapshots/1CECHNKREP0F1RSTCMT0"
 
 # Objects that are sent at once: a shard holds about 100 KB.
 _BATCH = 32
@@ -151,16 +154,25 @@ def commit(
     )
 
 
-def _alone(location: str) -> AbstractContextManager[None]:
+@contextmanager
+def _alone(location: str) -> Iterator[None]:
     """Wait for other commits to a folder; elsewhere Icechunk's compare and swap tells of them."""
     if not local(location):
-        return nullcontext()
+        yield
+        return
     folder = local_path(location)
-    if folder.exists() and not is_repository(folder) and any(folder.iterdir()):
-        msg = f"{location} is there and is no Icechunk repository"
-        raise StoreError(msg, "choose another folder")
+    foreign = StoreError(f"{location} is there and is no Icechunk repository", "choose another")
+    if folder.is_file():
+        raise foreign
     folder.mkdir(parents=True, exist_ok=True)
-    return locked(folder)
+    with locked(folder):
+        # Within the lock: another commit may be making the repository.
+        if any(folder.iterdir()) and not is_repository(folder):
+            raise foreign
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        if [path.relative_to(folder).as_posix() for path in files] == [_FIRST]:
+            files[0].unlink()  # its making was killed; Icechunk makes one in clean folders alone
+        yield
 
 
 class _Run:

@@ -167,7 +167,8 @@ def is_revision(name: str) -> bool:
 
 def is_repository(path: Path) -> bool:
     """Whether a folder of this machine looks like a repository."""
-    return (path / "refs").is_dir() and (path / "snapshots").is_dir()
+    # Snapshots are made first, so one whose making was killed is one too.
+    return (path / "snapshots").is_dir()
 
 
 def open_revision(
