@@ -26,11 +26,11 @@ from nec.codec.contexts import scan_of
 from nec.codec.kernels import kernel
 from nec.codec.mask import decode_mask, encode_mask
 from nec.codec.model import Blocks, new_state
-from nec.codec.partition import Partition, blocks_of, partition_of
+from nec.codec.partition import Partition, all_valid, blocks_of, partition_of
 from nec.codec.patches import decode_patches, encode_patches
-from nec.codec.rans import encode_events, open_stream, read_bits, read_symbol
+from nec.codec.rans import encode_events, open_stream, open_streams, read_bits, read_symbol
 from nec.codec.reconstruction import reconstruct
-from nec.codec.traversal import decode_segment
+from nec.codec.traversal import decode_segments
 from nec.errors import ChunkError
 
 if TYPE_CHECKING:
@@ -337,52 +337,54 @@ def read_coefficients(
 ) -> Coefficients:
     """Read what checked parts of a chunk hold; arguments are those of `decode_parts`."""
     samples, bands, height, width = shape
-    valid = np.ones((samples, height, width), np.bool_)
-    if MASK in parts:
-        mask = decode_mask(memoryview(parts[MASK]), _rows(valid, coding).shape)
-        if mask is None:
-            raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
-        valid = mask.reshape(valid.shape)
-    partition = partition_of(valid, coding.block)
-    coded = partition.occupied.copy()
+    valid, partition, blocks = all_valid((samples, height, width), coding.block)
     verbatim: dict[int, NDArray[np.float32]] = {}
-    if VERBATIM in parts:
-        verbatim = _read_verbatim(memoryview(parts[VERBATIM]), partition, coding.bands)
-        coded.ravel()[list(verbatim)] = False
-    refinement = np.zeros(coded.shape, np.int64)
-    if REFINEMENTS in parts:
-        refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
     codes = None
+    if not parts.keys().isdisjoint((MASK, VERBATIM, REFINEMENTS)):
+        if MASK in parts:
+            mask = decode_mask(memoryview(parts[MASK]), _rows(valid, coding).shape)
+            if mask is None:
+                raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
+            valid = mask.reshape(valid.shape)
+            partition = partition_of(valid, coding.block)
+        coded = partition.occupied.copy()
+        if VERBATIM in parts:
+            verbatim = _read_verbatim(memoryview(parts[VERBATIM]), partition, coding.bands)
+            coded.ravel()[list(verbatim)] = False
+        refinement = np.zeros(coded.shape, np.int64)
+        if REFINEMENTS in parts:
+            refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
+        blocks = blocks_of(partition, coded, refinement, coding.block)
     if CODES in parts:
         assert coding.vectors is not None
-        codes = decode_codes(memoryview(parts[CODES]), coding.vectors, int(coded.sum()))
+        codes = decode_codes(memoryview(parts[CODES]), coding.vectors, int(blocks.coded.sum()))
         if codes is None:
             raise ChunkError("the chunk's codes do not decode", "fetch it again")
-    blocks = blocks_of(partition, coded, refinement, coding.block)
     scan = scan_of(coding.block, partition.edge)
     # Only the planes of the groups that hold the wanted bands.
     planes = next(b for b in coding.band_groups if b >= bands)
-    symbols = _room.take((*coded.shape, planes, partition.edge**2))
-    state = new_state(symbols, len(scan.octave), coding.parameters)
-    extent = np.zeros((*coded.shape, planes, 2), np.uint8)
-    for i, segment in enumerate(coding.segments):
-        part = parts.get(len(PART_NAMES) + i)
-        if part is None or segment.first_plane >= planes:
-            continue
-        stream, words = open_stream(memoryview(part))
-        intact = decode_segment(
-            segment,
-            stream,
-            words,
+    symbols = _room.take((*blocks.coded.shape, planes, partition.edge**2))
+    extent = np.zeros((*blocks.coded.shape, planes, 2), np.uint8)
+    there = {
+        i: parts[len(PART_NAMES) + i]
+        for i, segment in enumerate(coding.segments)
+        if len(PART_NAMES) + i in parts and segment.first_plane < planes
+    }
+    if there:
+        damaged = decode_segments(
+            np.array([coding.segments[i] for i in there], np.int64),
+            *open_streams([memoryview(part) for part in there.values()]),
             coding.cumulative,
             scan,
             blocks,
             coding.parameters,
-            state,
+            new_state(symbols, len(scan.octave), coding.parameters),
             extent,
         )
-        if not intact:
-            raise ChunkError(f"the chunk's segment {i} does not decode", "fetch it again")
+        if damaged >= 0:
+            raise ChunkError(
+                f"the chunk's segment {list(there)[damaged]} does not decode", "fetch it again"
+            )
     patches = NO_PATCHES
     if PATCHES in parts:
         found = decode_patches(memoryview(parts[PATCHES]), valid.shape, coding.bands)

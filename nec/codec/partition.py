@@ -5,6 +5,7 @@ larger than the transform's; of each block, the box that holds its valid tokens 
 So margins and nodata cost no coefficients.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -25,23 +26,20 @@ class Partition(NamedTuple):
     box : ndarray of shape (sample, row, column, 4), int64
         First and last + 1 token of each block's box: y0, y1, x0, x1; zeros where a block holds
         nothing.
+    edge : int
+        The smallest power of two that no box is larger than.
     """
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
     box: NDArray[np.int64]
+    edge: int
 
     @property
     def occupied(self) -> NDArray[np.bool_]:
         """Whether a block holds a valid token, shape (sample, row, column)."""
         occupied: NDArray[np.bool_] = self.box[..., 1] > 0
         return occupied
-
-    @property
-    def edge(self) -> int:
-        """The smallest power of two that no box is larger than."""
-        size = max((self.box[..., 1::2] - self.box[..., ::2]).max(initial=1), 1)
-        return 1 << (int(size) - 1).bit_length()
 
 
 def _edges(at: NDArray[np.int64], block: int) -> NDArray[np.int64]:
@@ -79,7 +77,8 @@ def partition_of(valid: NDArray[np.bool_], block: int) -> Partition:
     columns = _edges(np.flatnonzero(valid.any(axis=(0, 1))), block)
     box = np.zeros((len(valid), len(rows) - 1, len(columns) - 1, 4), np.int64)
     _boxes(valid, rows, columns, box)
-    return Partition(rows, columns, box)
+    largest = int((box[..., 1::2] - box[..., ::2]).max(initial=1))
+    return Partition(rows, columns, box, 1 << (largest - 1).bit_length())
 
 
 def blocks_of(
@@ -95,3 +94,17 @@ def blocks_of(
     for h, w in {(int(h), int(w)) for h, w in zip(height.flat, width.flat, strict=True) if h and w}:
         gain[(height == h) & (width == w)] = dc_gain(block, h, w)
     return Blocks(coded, height, width, gain, refinement)
+
+
+@lru_cache(8)
+def all_valid(
+    shape: tuple[int, int, int], block: int
+) -> tuple[NDArray[np.bool_], Partition, Blocks]:
+    """Return mask, partition and blocks of a chunk (sample, y, x) without missing vectors.
+
+    Kept, for most chunks are so: nobody writes to them.
+    """
+    valid = np.ones(shape, np.bool_)
+    partition = partition_of(valid, block)
+    refinement = np.zeros(partition.occupied.shape, np.int64)
+    return valid, partition, blocks_of(partition, partition.occupied, refinement, block)

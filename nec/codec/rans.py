@@ -12,6 +12,8 @@ References
 .. [1] Duda, Asymmetric numeral systems, arXiv 1311.2540.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
@@ -84,6 +86,15 @@ def open_stream(data: memoryview) -> tuple[np.uint64, NDArray[np.uint32]]:
     size = len(data) if len(data) < 5 else 5 + (len(data) - 5) % 4
     words = np.frombuffer(data[size:], "<u4").astype(np.uint32)
     return np.uint64(int.from_bytes(data[:size], "big")), words
+
+
+def open_streams(
+    parts: Sequence[memoryview],
+) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]:
+    """Return states of streams, the words of all, and where those of each begin, and end."""
+    states, words = zip(*(open_stream(part) for part in parts), strict=True)
+    ends = np.cumsum([0, *map(len, words)], dtype=np.int64)
+    return np.array(states, np.uint64), np.concatenate(words), ends
 
 
 @inlined

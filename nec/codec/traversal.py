@@ -193,3 +193,32 @@ def decode_segment(  # noqa: PLR0912, PLR0915 - one loop nest: cut up, no cleare
                                 learn_tile(state, parameters, scan, t, b, shape, height, width)
                         reach[0], reach[1] = deepest, widest
     return bool(read == len(words) and stream == np.uint64(0))
+
+
+@kernel
+def decode_segments(
+    segments: NDArray[np.int64],
+    streams: NDArray[np.uint64],
+    words: NDArray[np.uint32],
+    ends: NDArray[np.int64],
+    cumulative: NDArray[np.uint32],
+    scan: Scan,
+    blocks: Blocks,
+    parameters: Parameters,
+    state: State,
+    extent: NDArray[np.uint8],
+) -> int:
+    """Read segments one after the other; return which is damaged, or -1.
+
+    One kernel for all: threads contend for the interpreter's lock each time one comes back.
+    `segments` holds rows of `Segment`; words of the stream number i are from ends[i] to
+    ends[i + 1].
+    """
+    for i in range(len(segments)):
+        bounds = Segment(segments[i, 0], segments[i, 1], segments[i, 2], segments[i, 3])
+        own = words[ends[i] : ends[i + 1]]
+        if not decode_segment(
+            bounds, streams[i], own, cumulative, scan, blocks, parameters, state, extent
+        ):
+            return i
+    return -1

@@ -23,8 +23,8 @@ SEED = 5
 STORED, CHUNKS = 1000, (1000, 100)
 LOW = (0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8, 12, 16, 32, 64)
 SIZES = {64: LOW, 768: (*LOW, 128, 256)}
-# Sizes of codebooks whose codes alone are coded.
-CODES = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+# Sizes of codebooks whose codes alone are coded: by quarters of an octave.
+CODES = sorted({round(2 ** (quarter / 4)) for quarter in range(4, 33)})
 # Bytes of the checksum that Zarr adds to a chunk, which our chunks have as well.
 CHECKSUM = 4
 VARIANTS: dict[str, dict[str, Any]] = {
