@@ -26,7 +26,7 @@ from nec.model import CARD, ENCODER, sha256_of
 from nec.scene import ImageCollection
 
 # Bytes a vector on the fitting sample.
-RATES = {"low": 0.15, "medium": 0.5, "high": 1.5}
+RATES = {"low": 0.5, "medium": 12.0, "high": 24.0}
 # Weak components carry more of what heads use than of the mean squared error.
 GAMMA = 0.125
 RGB = ("red", "green", "blue")
