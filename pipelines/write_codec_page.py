@@ -131,9 +131,12 @@ def overhead(found: dict[str, Any]) -> str:
 def speed(found: dict[str, Any]) -> str:
     """Return speeds side by side."""
     rows = [("what", "MB of float32, or million coefficients, a CPU-second")]
-    for part in ("reading", "codec_alone_one_thread"):
-        for name, row in found["stores"][part].items():
-            rows.append((name, f"{row['MB_per_cpu_second']:,.0f} MB"))
+    for name, row in found["stores"]["reading"].items():
+        rows.append((name, f"{row['MB_per_cpu_second']:,.0f} MB"))
+    for size, both in found["codec_alone_by_bytes_a_vector"].items():
+        for name, row in both.items():
+            what = f"codec alone, {size} B a vector, {name}"
+            rows.append((what, f"{row['MB_per_cpu_second']:,.0f} MB"))
     for name, row in found["coefficients"]["times"].items():
         rows.append((name, f"{row['Msymbols_per_cpu_second']:,.0f} M"))
     threads = found["threads"]

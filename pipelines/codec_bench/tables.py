@@ -153,12 +153,13 @@ def _overhead(found: dict[str, Any]) -> list[Table]:
 
 def _speed(found: dict[str, Any]) -> list[Table]:
     first = _table("Stores", "what", "CPU s", "wall s", "MB a CPU-second", "MB a second")
-    for part in ("reading", "codec_alone_one_thread"):
-        for name, row in found["stores"][part].items():
-            first.add_row(
-                name,
-                *(f"{row[k]:.4g}" for k in ("cpu", "wall", "MB_per_cpu_second", "MB_per_second")),
-            )
+    rows = dict(found["stores"]["reading"])
+    for size, both in found["codec_alone_by_bytes_a_vector"].items():
+        rows |= {f"codec alone, {size} B a vector, {name}": row for name, row in both.items()}
+    for name, row in rows.items():
+        first.add_row(
+            name, *(f"{row[k]:.4g}" for k in ("cpu", "wall", "MB_per_cpu_second", "MB_per_second"))
+        )
     second = _table("Coefficients of a chunk", "what", "CPU s", "million a CPU-second")
     for name, row in found["coefficients"]["times"].items():
         second.add_row(name, f"{row['cpu']:.4g}", f"{row['Msymbols_per_cpu_second']:.4g}")
