@@ -168,7 +168,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder that holds eurosat_rgb")
     parser.add_argument("--out", type=Path, default=Path("catalogs/eurosat"))
     parser.add_argument("--model", default="nec-tiny")
-    parser.add_argument("--rate", default="medium", help="low, medium, high, or bytes a vector")
+    parser.add_argument("--rate", default="low", help="low, medium, high, or bytes a vector")
     parser.add_argument("--replace", action="store_true", help="remove the store first")
     parser.add_argument("--limit", type=int, help="take so many images, to try it out")
     args = parser.parse_args()

@@ -256,7 +256,7 @@ class Coding:
         ChunkError
             If it is larger than a store's metadata should carry.
         """
-        plain = {name: getattr(self, name) for name in _configured(self.version)}
+        plain = {name: getattr(self, name) for name in sorted(_configured(self.version))}
         plain |= {k: list(v) for k, v in plain.items() if isinstance(v, tuple)}
         largest = LARGEST_CONFIGURATION[self.version]
         if len(json.dumps(plain)) > largest:
