@@ -84,7 +84,11 @@ def encode(
         ),
     ] = "torch",
     rate: Annotated[
-        str, typer.Option(help="low, medium, high, bytes per vector, or a compressor (.json).")
+        str,
+        typer.Option(
+            help="low (for scene classes), medium, high (for maps), bytes per vector, or a "
+            "compressor (.json); [bold]nec models[/bold] tells their sizes."
+        ),
     ] = "medium",
     bands: Annotated[
         str | None,
