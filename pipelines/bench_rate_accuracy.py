@@ -29,7 +29,7 @@ from encoder_bench.probes import probe
 from main_job.statistics import pixel_statistics
 from measured_parts import installed
 from rate_bench.embeddings import (
-    FALLOFF,
+    FALLOFFS,
     Embeddings,
     Ladder,
     code_floats,
@@ -173,8 +173,9 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
 
     rows.add(REFERENCE, "", lambda f, p: code_floats(of(f), "float32", p))
     rows.add("tokens, float16", "", lambda f, p: code_floats(of(f), "float16", p))
-    for falloff, name in ((1.0, STREAM), (FALLOFF, f"{STREAM}, falloff {FALLOFF}")):
-        add_ladder(rows, of, falloff, name)
+    add_ladder(rows, of, 1.0, STREAM)
+    for falloff in FALLOFFS:
+        add_ladder(rows, of, falloff, f"{STREAM}, falloff {falloff:g}")
     for rate, compressor in model.compressors.items():
         rows.add(
             "as shipped",

@@ -13,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 # Colour and marker by how a method's name begins; the first that fits.
 STYLES = (
     ("learned", "#c2185b", "D"),
+    ("transform codec, falloff 16", "#80deea", "o"),
     ("transform codec, falloff", "#42a5f5", "o"),
     ("transform codec", "#1565c0", "o"),
     ("as shipped", "#0d47a1", "*"),
