@@ -35,7 +35,7 @@ EDGE, CHUNK, SHARD = 512, 128, 256
 SIZE = 0.5  # bytes a vector
 # Of the codec alone; nec-tiny's rate for maps is about the last.
 SIZES = (SIZE, 2.0, 12.0)
-RUNS, CODER_RUNS, THREAD_RUNS = 9, 7, 9
+RUNS, CODER_RUNS, THREAD_RUNS = 31, 7, 31
 LEAST = {
     "read": ("MB/s of float32 a CPU-second, xr.open_zarr(store, chunks=None).load()", 600.0),
     "read_one_core": ("the same, all threads on one core", 600.0),
