@@ -73,7 +73,7 @@ def main(data: Path | None, out: Path) -> float:
     """Make the map and its plots in a folder; return R2 on the eastern part."""
     out.mkdir(parents=True, exist_ok=True)
     scene, shots, errors = scene_and_shots(data, out)
-    nec.encode(scene, out / "scene.zarr")
+    nec.encode(scene, out / "scene.zarr", rate="high")  # the rate of maps
     dataset = nec.open(out / "scene.zarr")
     embedding = dataset["embedding"]
     embedding = embedding.isel(time=0) if "time" in embedding.dims else embedding

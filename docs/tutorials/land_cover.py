@@ -51,7 +51,7 @@ def main(data: Path | None, out: Path) -> float:
     scene, points, column = scene_and_points(data, out)
 
     # 1. Encode the scene once. A run that was interrupted goes on where it stopped.
-    nec.encode(scene, out / "scene.zarr")
+    nec.encode(scene, out / "scene.zarr", rate="high")  # the rate of maps
     dataset = nec.open(out / "scene.zarr")
 
     # 2. The vector of the token under each point; only the chunks with points are read.
