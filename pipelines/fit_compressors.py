@@ -25,8 +25,8 @@ from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionT
 from nec.model import CARD, ENCODER, sha256_of
 from nec.scene import ImageCollection
 
-# Low is for scenes, so errors count less at fine frequencies (docs/rates.md); high is for maps that
-# lose a point at most. Bytes are those of the fitting sample.
+# Low is for classes of scenes, so errors count less at fine frequencies (docs/rates.md); high is
+# for maps (docs/heads.md). Bytes are those of the fitting sample.
 RATES = {
     "low": {"bytes_per_vector": 0.15, "falloff": 2.2},
     "medium": {"bytes_per_vector": 0.5},

@@ -31,7 +31,7 @@ from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.model import CARD, ENCODER, RATES, sha256_of
 from nec.rotation import klt
 
-# Bytes a vector of the ladder; the middle three are those that a model ships.
+# Bytes a vector of the ladder; its last three make a model's rates.
 LADDER = (0.05, 0.15, 0.5, 1.5)
 SHIPPED = dict(zip(RATES, LADDER[1:], strict=True))
 WARM_UP = 10

@@ -247,11 +247,16 @@ def test_killed_in_the_middle_it_has_not_been(
                     nec.open(name)
         assert nec.commit(store, repository).new
         assert nec.open(name).load().equals(nec.open(store).load())
-    # While Icechunk made the repository: its first snapshot is there, no branch yet.
-    half = tmp_path / "half"
-    icechunk.Repository.create(icechunk.local_filesystem_storage(str(half)))
-    shutil.rmtree(half / "refs")
-    assert nec.commit(store, half).new
+    # While Icechunk made the repository: its first snapshot is there, the branch not yet, or half.
+    for left in (None, "ref.json#1"):
+        half = tmp_path / f"half{bool(left):d}"
+        icechunk.Repository.create(icechunk.local_filesystem_storage(str(half)))
+        branch = half / "refs/branch.main/ref.json"
+        if left is None:
+            shutil.rmtree(half / "refs")
+        else:
+            branch.rename(branch.with_name(left))
+        assert nec.commit(store, half).new
 
 
 def test_readers_see_the_state_before_or_after(

@@ -38,8 +38,8 @@ from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
-# Icechunk's snapshot of a repository to which nothing was committed: written before any branch.
-_FIRST = "snapshots/1CECHNKREP0F1RSTCMT0"
+# What Icechunk writes to make a repository, which it does in clean folders alone.
+_FIRST = {"snapshots/1CECHNKREP0F1RSTCMT0", f"refs/branch.{BRANCH}/ref.json"}
 
 # Objects that are sent at once: a shard holds about 100 KB.
 _BATCH = 32
@@ -161,18 +161,30 @@ def _alone(location: str) -> Iterator[None]:
         yield
         return
     folder = local_path(location)
-    foreign = StoreError(f"{location} is there and is no Icechunk repository", "choose another")
     if folder.is_file():
-        raise foreign
+        raise _foreign(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         # Within the lock: another commit may be making the repository.
-        if any(folder.iterdir()) and not is_repository(folder):
-            raise foreign
-        files = [path for path in folder.rglob("*") if path.is_file()]
-        if [path.relative_to(folder).as_posix() for path in files] == [_FIRST]:
-            files[0].unlink()  # its making was killed; Icechunk makes one in clean folders alone
+        _make_way(folder)
         yield
+
+
+def _make_way(folder: Path) -> None:
+    """Remove what is left where the making of a repository was killed; refuse other folders."""
+    if is_repository(folder) and next(folder.glob("refs/*/ref.json"), None) is not None:
+        return
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    # Objects are written beside their place, as NAME#1, and then renamed.
+    names = {path.relative_to(folder).as_posix().partition("#")[0] for path in files}
+    if not names <= _FIRST:
+        raise _foreign(folder)
+    for path in files:
+        path.unlink()
+
+
+def _foreign(folder: Path) -> StoreError:
+    return StoreError(f"{folder} is there and is no Icechunk repository", "choose another folder")
 
 
 class _Run:

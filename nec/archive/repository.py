@@ -167,8 +167,7 @@ def is_revision(name: str) -> bool:
 
 def is_repository(path: Path) -> bool:
     """Whether a folder of this machine looks like a repository."""
-    # Snapshots are made first, so one whose making was killed is one too.
-    return (path / "snapshots").is_dir()
+    return (path / "refs").is_dir() and (path / "snapshots").is_dir()
 
 
 def open_revision(

@@ -86,8 +86,8 @@ def encode(
     rate: Annotated[
         str,
         typer.Option(
-            help="low (for scene classes), medium, high (for maps), bytes per vector, or a "
-            "compressor (.json); [bold]nec models[/bold] tells their sizes."
+            help="low (of nec-tiny: for classes of scenes), medium, high (for maps), bytes per "
+            "vector, or a compressor (.json); [bold]nec models[/bold] tells their sizes."
         ),
     ] = "medium",
     bands: Annotated[

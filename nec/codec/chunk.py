@@ -365,15 +365,15 @@ def read_coefficients(
     planes = next(b for b in coding.band_groups if b >= bands)
     symbols = _room.take((*blocks.coded.shape, planes, partition.edge**2))
     extent = np.zeros((*blocks.coded.shape, planes, 2), np.uint8)
-    there = {
+    wanted = {
         i: parts[len(PART_NAMES) + i]
         for i, segment in enumerate(coding.segments)
         if len(PART_NAMES) + i in parts and segment.first_plane < planes
     }
-    if there:
-        damaged = decode_segments(
-            np.array([coding.segments[i] for i in there], np.int64),
-            *open_streams([memoryview(part) for part in there.values()]),
+    if wanted:
+        at = decode_segments(
+            np.array([coding.segments[i] for i in wanted], np.int64),
+            *open_streams([memoryview(part) for part in wanted.values()]),
             coding.cumulative,
             scan,
             blocks,
@@ -381,9 +381,9 @@ def read_coefficients(
             new_state(symbols, len(scan.octave), coding.parameters),
             extent,
         )
-        if damaged >= 0:
+        if at >= 0:
             raise ChunkError(
-                f"the chunk's segment {list(there)[damaged]} does not decode", "fetch it again"
+                f"the chunk's segment {list(wanted)[at]} does not decode", "fetch it again"
             )
     patches = NO_PATCHES
     if PATCHES in parts:

@@ -5,6 +5,7 @@ larger than the transform's; of each block, the box that holds its valid tokens 
 So margins and nodata cost no coefficients.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,6 +15,9 @@ from numpy.typing import NDArray
 
 from nec.codec.contexts import dc_gain
 from nec.codec.model import Blocks
+
+# Tokens.
+_LARGEST_KEPT = 1 << 16
 
 
 class Partition(NamedTuple):
@@ -96,15 +100,23 @@ def blocks_of(
     return Blocks(coded, height, width, gain, refinement)
 
 
-@lru_cache(8)
 def all_valid(
     shape: tuple[int, int, int], block: int
 ) -> tuple[NDArray[np.bool_], Partition, Blocks]:
     """Return mask, partition and blocks of a chunk (sample, y, x) without missing vectors.
 
-    Kept, for most chunks are so: nobody writes to them.
+    Those of small chunks are kept, for most chunks are so: nobody writes to them.
     """
+    return _kept(shape, block) if math.prod(shape) <= _LARGEST_KEPT else _all_valid(shape, block)
+
+
+def _all_valid(
+    shape: tuple[int, int, int], block: int
+) -> tuple[NDArray[np.bool_], Partition, Blocks]:
     valid = np.ones(shape, np.bool_)
     partition = partition_of(valid, block)
     refinement = np.zeros(partition.occupied.shape, np.int64)
     return valid, partition, blocks_of(partition, partition.occupied, refinement, block)
+
+
+_kept = lru_cache(8)(_all_valid)

@@ -91,10 +91,10 @@ def open_stream(data: memoryview) -> tuple[np.uint64, NDArray[np.uint32]]:
 def open_streams(
     parts: Sequence[memoryview],
 ) -> tuple[NDArray[np.uint64], NDArray[np.uint32], NDArray[np.int64]]:
-    """Return states of streams, the words of all, and where those of each begin, and end."""
+    """Return states of streams, the words of all, and the edges between those of each."""
     states, words = zip(*(open_stream(part) for part in parts), strict=True)
-    ends = np.cumsum([0, *map(len, words)], dtype=np.int64)
-    return np.array(states, np.uint64), np.concatenate(words), ends
+    edges = np.cumsum([0, *map(len, words)], dtype=np.int64)
+    return np.array(states, np.uint64), np.concatenate(words), edges
 
 
 @inlined

@@ -200,7 +200,7 @@ def decode_segments(
     segments: NDArray[np.int64],
     streams: NDArray[np.uint64],
     words: NDArray[np.uint32],
-    ends: NDArray[np.int64],
+    edges: NDArray[np.int64],
     cumulative: NDArray[np.uint32],
     scan: Scan,
     blocks: Blocks,
@@ -211,14 +211,14 @@ def decode_segments(
     """Read segments one after the other; return which is damaged, or -1.
 
     One kernel for all: threads contend for the interpreter's lock each time one comes back.
-    `segments` holds rows of `Segment`; words of the stream number i are from ends[i] to
-    ends[i + 1].
+    `segments` holds rows of `Segment`; words of the stream number i are from edges[i] to
+    edges[i + 1].
     """
     for i in range(len(segments)):
-        bounds = Segment(segments[i, 0], segments[i, 1], segments[i, 2], segments[i, 3])
-        own = words[ends[i] : ends[i + 1]]
+        segment = Segment(segments[i, 0], segments[i, 1], segments[i, 2], segments[i, 3])
+        own = words[edges[i] : edges[i + 1]]
         if not decode_segment(
-            bounds, streams[i], own, cumulative, scan, blocks, parameters, state, extent
+            segment, streams[i], own, cumulative, scan, blocks, parameters, state, extent
         ):
             return i
     return -1

@@ -60,9 +60,9 @@ def encode(
     model : str, path, Model or Compressor
         See `nec.load_model`.
     rate : {"low", "medium", "high"}, float or path
-        Of ``nec-tiny``, low is made for classes of scenes, and at high maps lose no more than a
-        point. Bytes a vector where a number: the model's nearest rate. The file of a compressor
-        (.json) that was fitted to the model's features.
+        Of ``nec-tiny``, low is made for classes of scenes, high for maps and quantities. Bytes a
+        vector where a number: the model's nearest rate. The file of a compressor (.json) that was
+        fitted to the model's features.
     bands, scale, offset, nodata, mask, mask_classes, time, crs
         See `nec.scene.open_scene`.
     gsd : float, optional
