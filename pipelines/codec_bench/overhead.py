@@ -26,7 +26,7 @@ from nec.rotation import rotate
 
 CHUNK = 128
 CHECKSUM = 4  # crc32c, which Zarr appends
-RATES = {"low": 0.15, "medium": 0.5, "high": 2.0}
+RATES = {f"{size:g} B": size for size in (0.15, 0.5, 2.0)}
 SHARE, BYTES = 0.01, 32
 
 

@@ -16,7 +16,7 @@ from codec_bench.stores import fidelity
 from nec.compressor import Compressor
 
 EDGE = 1024
-RATES = {"medium": 0.5, "high": 2.0}
+RATES = {f"{size:g} B": size for size in (0.5, 2.0)}
 WAYS: dict[str, dict[str, int]] = {
     "everything": {},
     "bands=16": {"bands": 16},
