@@ -50,11 +50,19 @@ def regression(name: str, found: dict[str, Any], kind: str) -> str:
 
 def labels(found: dict[str, Any]) -> str:
     """Return the table of a map of classes."""
-    rows = [("row", "B a vector", "accuracy, % (95 %)", "mean IoU, % (95 %)")]
+    head = ("row", "B a vector", "accuracy, % (95 %)", "mean IoU, % (95 %)")
+    rows = [(*head, "mean IoU less that of float32, fpn")]
     for row, entry in found["rows"].items():
-        size = entry.get("bytes_per_vector")
-        cells = (percent(entry["pixels"][m]) for m in ("accuracy", "mean_iou"))
-        rows.append((row, "" if size is None else f"{size:.3g}", *cells))
+        size, overlap = entry.get("bytes_per_vector"), entry["pixels"]["mean_iou"]
+        rows.append(
+            (
+                row,
+                "" if size is None else f"{size:.3g}",
+                percent(entry["pixels"]["accuracy"]),
+                percent(overlap),
+                percent(overlap["difference"], "+") if "difference" in overlap else "",
+            )
+        )
     return table(*rows)
 
 
