@@ -33,7 +33,9 @@ def test_help_teaches_with_an_example(command: str) -> None:
     assert f"nec {command}" in run(command, "--help")
 
 
-def test_the_main_job(write_raster: RasterWriter, tmp_path: Path) -> None:
+def test_the_main_job(
+    write_raster: RasterWriter, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     rng = np.random.default_rng(0)
     # A dark and wet half, and a bright and dry one.
     numbers = np.full((3, 128, 128), 400)
@@ -49,6 +51,8 @@ def test_the_main_job(write_raster: RasterWriter, tmp_path: Path) -> None:
     classes[:, :, 64:] = 1
     labels = write_raster("labels.tif", classes)
     assert "2 classes" in run("train", store, head, "--labels", labels)
+    # The rate of maps is another, which who maps is told.
+    assert "encode at a higher rate" in caplog.text
     run("predict", store, head, out)
     with rasterio.open(out) as written:
         found = written.read(1)

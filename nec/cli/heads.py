@@ -1,6 +1,7 @@
 """Commands that train and run heads."""
 
 import json
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from nec.heads import BiomassRegressor
+
+
+logger = logging.getLogger(__name__)
+
+# Mean cosine below which maps lose points that can be told (docs/heads.md).
+FAITHFUL = 0.99
 
 
 class Task(StrEnum):
@@ -109,6 +116,7 @@ def train(
         raise HeadError(
             f"{store} is an image collection without a place", "give --label, or a scene's store"
         )
+    _say_fidelity(store, dataset, mapped=label is None)
     network = _network(decoder, decoder_option or [], steps)
     if network and (labels is None or task is Task.BIOMASS):
         raise HeadError(
@@ -140,6 +148,18 @@ def train(
     else:
         told = _classes_of_images(store, dataset, head, str(label), where, method)
     console.print(f"[bold]{escape(str(head))}[/bold]: {told}")
+
+
+def _say_fidelity(store: str, dataset: "xr.Dataset", *, mapped: bool) -> None:
+    """Warn who trains for maps on a store whose rate was made for less."""
+    cosine = dataset.nec.info.get("cosine", {}).get("mean", 1.0)
+    if mapped and cosine < FAITHFUL:
+        logger.warning(
+            "%s holds vectors at a mean cosine of %.3f: maps and quantities lose by that; where "
+            "they count, encode at a higher rate (nec encode --rate high)",
+            store,
+            cosine,
+        )
 
 
 def _segmentation(
