@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from codec_bench.tables import store_rows
 from write_readme import replace_block
 
 FITTED = "alphaearth: fitted on the north, measured on the south"
@@ -131,12 +132,8 @@ def overhead(found: dict[str, Any]) -> str:
 def speed(found: dict[str, Any]) -> str:
     """Return speeds side by side."""
     rows = [("what", "MB of float32, or million coefficients, a CPU-second")]
-    for name, row in found["stores"]["reading"].items():
+    for name, row in store_rows(found).items():
         rows.append((name, f"{row['MB_per_cpu_second']:,.0f} MB"))
-    for size, both in found["codec_alone_by_bytes_a_vector"].items():
-        for name, row in both.items():
-            what = f"codec alone, {size} B a vector, {name}"
-            rows.append((what, f"{row['MB_per_cpu_second']:,.0f} MB"))
     for name, row in found["coefficients"]["times"].items():
         rows.append((name, f"{row['Msymbols_per_cpu_second']:,.0f} M"))
     threads = found["threads"]

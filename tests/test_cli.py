@@ -51,7 +51,7 @@ def test_the_main_job(
     classes[:, :, 64:] = 1
     labels = write_raster("labels.tif", classes)
     assert "2 classes" in run("train", store, head, "--labels", labels)
-    # The rate of maps is another, which who maps is told.
+    # The default rate costs maps, and who maps is told.
     assert "encode at a higher rate" in caplog.text
     run("predict", store, head, out)
     with rasterio.open(out) as written:

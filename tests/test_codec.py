@@ -138,6 +138,19 @@ def test_every_flipped_bit_and_truncation_is_noticed() -> None:
             codec.decode_array(bytes(broken), sample.shape)
 
 
+def test_segments_that_do_not_decode_are_named(codec: NecCodec) -> None:
+    # Past the checksums, as where a chunk was written wrongly.
+    values = smooth_field(4, 48, 40)
+    parts = take_apart(memoryview(encode_chunk(values, codec.coding)), codec.coding)
+    first = len(PART_NAMES)
+    segments = [n for n in parts if n >= first and len(parts[n]) > 8]
+    assert segments
+    for n in segments:
+        broken = {**parts, n: parts[n][:-4]}
+        with pytest.raises(ChunkError, match=rf"segment {n - first} does not decode"):
+            decode_parts(broken, codec.coding, values.shape)
+
+
 def test_coarser_segments_decode_by_themselves() -> None:
     values = smooth_field(6, 64, 64)
     values[0, :, 10:14, 50:] = np.nan

@@ -25,9 +25,9 @@ from nec.archive.repository import (
     RevisionStore,
     document_place,
     imported,
-    is_repository,
     local,
     local_path,
+    make_way,
     open_repository,
     reported,
 )
@@ -37,9 +37,6 @@ from nec.archive.temporaries import locked
 from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
-
-# What Icechunk writes to make a repository, which it does in clean folders alone.
-_FIRST = {"snapshots/1CECHNKREP0F1RSTCMT0", f"refs/branch.{BRANCH}/ref.json"}
 
 # Objects that are sent at once: a shard holds about 100 KB.
 _BATCH = 32
@@ -161,30 +158,12 @@ def _alone(location: str) -> Iterator[None]:
         yield
         return
     folder = local_path(location)
-    if folder.is_file():
-        raise _foreign(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):
         # Within the lock: another commit may be making the repository.
-        _make_way(folder)
+        make_way(folder)
         yield
-
-
-def _make_way(folder: Path) -> None:
-    """Remove what is left where the making of a repository was killed; refuse other folders."""
-    if is_repository(folder) and next(folder.glob("refs/*/ref.json"), None) is not None:
-        return
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    # Objects are written beside their place, as NAME#1, and then renamed.
-    names = {path.relative_to(folder).as_posix().partition("#")[0] for path in files}
-    if not names <= _FIRST:
-        raise _foreign(folder)
-    for path in files:
-        path.unlink()
-
-
-def _foreign(folder: Path) -> StoreError:
-    return StoreError(f"{folder} is there and is no Icechunk repository", "choose another folder")
 
 
 class _Run:

@@ -26,6 +26,8 @@ from nec.errors import MissingLibraryError, StoreError
 PREFIX = "icechunk:"
 MANIFEST = "nec/manifest"
 BRANCH = "main"
+# What Icechunk writes to make a repository, which it does in clean folders alone.
+_FIRST = {"snapshots/1CECHNKREP0F1RSTCMT0", f"refs/branch.{BRANCH}/ref.json"}
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,20 @@ def is_revision(name: str) -> bool:
 def is_repository(path: Path) -> bool:
     """Whether a folder of this machine looks like a repository."""
     return (path / "refs").is_dir() and (path / "snapshots").is_dir()
+
+
+def make_way(folder: Path) -> None:
+    """Remove what is left where the making of a repository was killed; refuse what is another's."""
+    if is_repository(folder) and next(folder.glob("refs/*/ref.json"), None) is not None:
+        return
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    # Objects are written beside their place, as NAME#1, and then renamed.
+    names = {path.relative_to(folder).as_posix().partition("#")[0] for path in files}
+    if folder.is_file() or not names <= _FIRST:
+        msg = f"{folder} is there and is no Icechunk repository"
+        raise StoreError(msg, "choose another folder")
+    for path in files:
+        path.unlink()
 
 
 def open_revision(

@@ -112,11 +112,8 @@ def train(
     dataset = open_store(store)
     if sum(option is not None for option in (labels, points, label)) != 1:
         raise HeadError("the labels come from one place", "give --labels, --points or --label")
-    if (labels or points) is not None and "y" not in dataset["embedding"].coords:
-        raise HeadError(
-            f"{store} is an image collection without a place", "give --label, or a scene's store"
-        )
-    _say_fidelity(store, dataset, mapped=label is None)
+    if label is None:
+        _check_place(store, dataset)
     network = _network(decoder, decoder_option or [], steps)
     if network and (labels is None or task is Task.BIOMASS):
         raise HeadError(
@@ -150,10 +147,14 @@ def train(
     console.print(f"[bold]{escape(str(head))}[/bold]: {told}")
 
 
-def _say_fidelity(store: str, dataset: "xr.Dataset", *, mapped: bool) -> None:
-    """Warn who trains for maps on a store whose rate was made for less."""
+def _check_place(store: str, dataset: "xr.Dataset") -> None:
+    """Refuse images without a place; warn where the store's rate was made for less than maps."""
+    if "y" not in dataset["embedding"].coords:
+        raise HeadError(
+            f"{store} is an image collection without a place", "give --label, or a scene's store"
+        )
     cosine = dataset.nec.info.get("cosine", {}).get("mean", 1.0)
-    if mapped and cosine < FAITHFUL:
+    if cosine < FAITHFUL:
         logger.warning(
             "%s holds vectors at a mean cosine of %.3f: maps and quantities lose by that; where "
             "they count, encode at a higher rate (nec encode --rate high)",

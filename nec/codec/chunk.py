@@ -330,6 +330,30 @@ def _clear(symbols: NDArray[np.int32], extent: NDArray[np.uint8], edge: int) -> 
                             here[u * edge + v] = 0
 
 
+def _read_blocks(
+    parts: Mapping[int, bytes | memoryview], coding: Coding, shape: tuple[int, int, int]
+) -> tuple[NDArray[np.bool_], Partition, Blocks, dict[int, NDArray[np.float32]]]:
+    """Return mask, partition, blocks, and verbatim blocks by number, of a chunk (sample, y, x)."""
+    valid, partition, blocks = all_valid(shape, coding.block)
+    if parts.keys().isdisjoint((MASK, VERBATIM, REFINEMENTS)):
+        return valid, partition, blocks, {}
+    if MASK in parts:
+        mask = decode_mask(memoryview(parts[MASK]), _rows(valid, coding).shape)
+        if mask is None:
+            raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
+        valid = mask.reshape(shape)
+        partition = partition_of(valid, coding.block)
+    coded = partition.occupied.copy()
+    verbatim: dict[int, NDArray[np.float32]] = {}
+    if VERBATIM in parts:
+        verbatim = _read_verbatim(memoryview(parts[VERBATIM]), partition, coding.bands)
+        coded.ravel()[list(verbatim)] = False
+    refinement = np.zeros(coded.shape, np.int64)
+    if REFINEMENTS in parts:
+        refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
+    return valid, partition, blocks_of(partition, coded, refinement, coding.block), verbatim
+
+
 def read_coefficients(
     parts: Mapping[int, bytes | memoryview],
     coding: Coding,
@@ -337,24 +361,8 @@ def read_coefficients(
 ) -> Coefficients:
     """Read what checked parts of a chunk hold; arguments are those of `decode_parts`."""
     samples, bands, height, width = shape
-    valid, partition, blocks = all_valid((samples, height, width), coding.block)
-    verbatim: dict[int, NDArray[np.float32]] = {}
+    valid, partition, blocks, verbatim = _read_blocks(parts, coding, (samples, height, width))
     codes = None
-    if not parts.keys().isdisjoint((MASK, VERBATIM, REFINEMENTS)):
-        if MASK in parts:
-            mask = decode_mask(memoryview(parts[MASK]), _rows(valid, coding).shape)
-            if mask is None:
-                raise ChunkError("the chunk's validity mask does not decode", "fetch it again")
-            valid = mask.reshape(valid.shape)
-            partition = partition_of(valid, coding.block)
-        coded = partition.occupied.copy()
-        if VERBATIM in parts:
-            verbatim = _read_verbatim(memoryview(parts[VERBATIM]), partition, coding.bands)
-            coded.ravel()[list(verbatim)] = False
-        refinement = np.zeros(coded.shape, np.int64)
-        if REFINEMENTS in parts:
-            refinement = _read_refinements(memoryview(parts[REFINEMENTS]), coded)
-        blocks = blocks_of(partition, coded, refinement, coding.block)
     if CODES in parts:
         assert coding.vectors is not None
         codes = decode_codes(memoryview(parts[CODES]), coding.vectors, int(blocks.coded.sum()))

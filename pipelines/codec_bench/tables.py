@@ -151,12 +151,17 @@ def _overhead(found: dict[str, Any]) -> list[Table]:
     return [table]
 
 
-def _speed(found: dict[str, Any]) -> list[Table]:
-    first = _table("Stores", "what", "CPU s", "wall s", "MB a CPU-second", "MB a second")
+def store_rows(found: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return what was timed in MB, by name: stores, then the codec alone."""
     rows = dict(found["stores"]["reading"])
     for size, both in found["codec_alone_by_bytes_a_vector"].items():
         rows |= {f"codec alone, {size} B a vector, {name}": row for name, row in both.items()}
-    for name, row in rows.items():
+    return rows
+
+
+def _speed(found: dict[str, Any]) -> list[Table]:
+    first = _table("Stores", "what", "CPU s", "wall s", "MB a CPU-second", "MB a second")
+    for name, row in store_rows(found).items():
         first.add_row(
             name, *(f"{row[k]:.4g}" for k in ("cpu", "wall", "MB_per_cpu_second", "MB_per_second"))
         )
