@@ -7,9 +7,9 @@
 The run is one of ``lowrank_encoder.py``; its network is measured as it would be deployed, by two
 plain factors a layer. The small network is one of ``pretrain_encoder.py --width --depth`` with
 about as many parameters; without its weights it is timed only. Everything is paired with
-nec-tiny: speed in both precisions, accuracies of the encoder's benchmark, bytes at equal
-accuracy, probes and embeddings under attack. Writes OUT.json; parts that are not asked for keep
-what an earlier call found with the same weights.
+nec-tiny: speed in both precisions, accuracies of the encoder's benchmark, nec-tiny's heads on the
+others' embeddings, bytes at equal accuracy, probes and embeddings under attack. Writes OUT.json;
+parts that are not asked for keep what an earlier call found with the same weights.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from encoder_bench.attacked import bench_attacks
 from encoder_bench.classification import (
     bench_eurosat_multispectral,
     bench_eurosat_rgb,
+    bench_exchange,
     bench_ucmerced,
     side_by_side,
 )
@@ -40,7 +41,7 @@ from nec.model import load_model, sha256_of
 DENSE, LOWRANK, SMALL = "nec-tiny", "low rank", "small, dense"
 PARTS = (
     *("speed", "eurosat_rgb", "eurosat_multispectral", "ucmerced", "terramesh", "flood"),
-    *("bytes", "attacks"),
+    *("exchange", "bytes", "attacks"),
 )
 PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
 
@@ -76,6 +77,7 @@ def main() -> None:
         "ucmerced": lambda: bench_ucmerced(args.data, images, **paired),
         "terramesh": lambda: bench_terramesh(args.data, maps, **paired),
         "flood": lambda: bench_flood(args.data, maps, **paired),
+        "exchange": lambda: bench_exchange(args.data, args.split, encoders, **paired),
         "bytes": lambda: bench_compressibility(args.data, args.split, encoders, **paired),
         "attacks": lambda: bench_attacks(args.data, args.split, networks, **paired),
     }

@@ -40,7 +40,9 @@ from rate_bench.embeddings import (
     code_uniform,
     ladder_of,
 )
+from rate_bench.eyes import Eye, galileo_eye, our_eye
 from rate_bench.figure import draw
+from rate_bench.maps import MAP_TASKS, bench_maps
 from rate_bench.pixels import LADDERS, code_pixels
 from rate_bench.tasks import (
     MEAN,
@@ -65,7 +67,8 @@ from nec.model import Model, load_model
 REFERENCE = "tokens, float32"
 STREAM = "transform codec"
 MARGIN = 0.01
-TASKS = ("eurosat_rgb", "ucmerced")
+IMAGE_TASKS = ("eurosat_rgb", "ucmerced")
+TASKS = (*IMAGE_TASKS, *MAP_TASKS)
 PACKAGES = ("numpy", "torch", "scikit-learn", "pillow", "imagecodecs", "faiss-cpu", "constriction")
 POOLED = (("PCA-k int8", (4, 8, 16, 32, 64)), ("PCA-k int8, zstd", (8, 16, 32, 64)))
 PRINCIPAL, PARTS = (1, 2, 4, 8, 16, 32), ((1, 4), (1, 8), (2, 8), (4, 8))
@@ -316,6 +319,16 @@ def compared(table: dict[str, Any], task: Task) -> dict[str, Any]:
     }
 
 
+def learned_ladders(models: list[Path]) -> dict[str, tuple[Any, dict[str, Compressor]]]:
+    """Return encoder and rates of each learned model, by row."""
+    found = {}
+    for path in models:
+        model = load_model(path)
+        ladder = {p.stem: Compressor.load(p) for p in ladder_of(path)}
+        found[learned_name(path)] = (model.encoder, ladder or dict(model.compressors))
+    return found
+
+
 def versions() -> dict[str, str]:
     """Return the releases of what is installed."""
     found = {package: installed(package) for package in PACKAGES}
@@ -359,8 +372,18 @@ def main() -> None:
             learned_name(path): load_model(path).card["bottleneck"] for path in args.models
         }
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    eyes: list[Eye] = []
     for name in args.tasks:
         start = time.perf_counter()
+        if name in MAP_TASKS:
+            eyes = eyes or [our_eye(model, args.data, learned_ladders(args.models))]
+            eyes += [] if len(eyes) > 1 else [galileo_eye(args.data)]
+            for eye in eyes:
+                found = bench_maps(MAP_TASKS[name](args.data, eye), eye, args.work)
+                results[f"{name}, {eye.name}"] = found
+                target.write_text(json.dumps(results, indent=1) + "\n")
+            print(f"{name}: {time.perf_counter() - start:.0f} s")
+            continue
         if name == "eurosat_rgb":
             task = eurosat(args.data, args.split, args.train, args.test)
         else:
@@ -387,7 +410,10 @@ def main() -> None:
         }
         target.write_text(json.dumps(results, indent=1) + "\n")
         print(f"{name}: {results[name]['seconds']} s; left out: {rows.missing or 'nothing'}")
-    draw({t: results[t] for t in TASKS if t in results}, args.out.with_suffix(".png"))
+    draw({t: results[t] for t in IMAGE_TASKS if t in results}, args.out.with_suffix(".png"))
+    maps = {t: found for t, found in results.items() if t.split(", ")[0] in MAP_TASKS}
+    if maps:
+        draw(maps, args.out.with_name(args.out.name + "_maps.png"))
 
 
 if __name__ == "__main__":

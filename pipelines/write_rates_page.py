@@ -13,13 +13,27 @@ from typing import Any
 from write_codec_page import percent, table
 from write_readme import replace_block
 
+from nec.evaluate.intervals import MARGIN
+
 # Shares of the raw pixels' bytes that targets are set at.
 SHARES = (0.003, 0.001)
+SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy"}
 
 
 def size(value: float | None) -> str:
     """Return bytes in three digits."""
     return "not reached" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def unit_of(found: dict[str, Any]) -> tuple[str, str]:
+    """Return what a task's bytes are of, as said and as a key of its rows."""
+    unit = found.get("unit", "image")
+    return f"{'an' if unit[0] in 'aeiou' else 'a'} {unit}", f"bytes_per_{unit}"
+
+
+def titled(view: str) -> str:
+    """Return the title of a score."""
+    return f"{SCORES[view]} of a linear head" if view in SCORES else f"Probe on {view}"
 
 
 def share(value: float | None) -> str:
@@ -29,20 +43,22 @@ def share(value: float | None) -> str:
 
 def at_sizes(found: dict[str, Any], pooling: str) -> str:
     """Return the best row of each method within each target of bytes."""
-    rows = [("at most", "method", "B an image", "accuracy, % (95 %)", "against float32, points")]
+    unit, key = unit_of(found)
+    score = SCORES.get(pooling, "accuracy")
+    rows = [("at most", "method", f"B {unit}", f"{score}, % (95 %)", "against float32, points")]
     for part in SHARES:
         most = part * found["raw_bytes"]
         for method, points in found["poolings"][pooling]["rows"].items():
-            small = [r for r in points if r["bytes_per_image"] <= most]
+            small = [r for r in points if r[key] <= most]
             if not small:
                 continue
             # The largest that fits, whatever its score: nothing is chosen by test accuracy.
-            row = max(small, key=lambda r: r["bytes_per_image"])
+            row = max(small, key=lambda r: r[key])
             rows.append(
                 (
                     f"{size(most)} B",
                     method,
-                    size(row["bytes_per_image"]),
+                    size(row[key]),
                     percent(row["accuracy"]),
                     percent(row["accuracy"]["difference"], "+"),
                 )
@@ -54,8 +70,9 @@ def equal_accuracy(found: dict[str, Any], pooling: str) -> str:
     """Return bytes of each method a point below float32, and what they save."""
     comparisons = found["poolings"][pooling]["comparisons"]
     bases = list(comparisons)
-    head = ("method", "B at -1 point", "B where the bound holds", "smallest row that holds")
-    head += tuple(f"saved over {comparisons[b]['base']}: on average, at -1 point" for b in bases)
+    loss = f"-{100 * found['poolings'][pooling].get('margin', MARGIN):g} point(s)"
+    head = ("method", f"B at {loss}", "B where the bound holds", "smallest row that holds")
+    head += tuple(f"saved over {comparisons[b]['base']}: on average, at {loss}" for b in bases)
     rows = [head]
     for method in comparisons[bases[0]]["methods"]:
         first = comparisons[bases[0]]["methods"][method]
@@ -70,15 +87,17 @@ def equal_accuracy(found: dict[str, Any], pooling: str) -> str:
 
 def every_row(found: dict[str, Any], pooling: str) -> str:
     """Return all rows."""
-    rows = [("method", "setting", "B an image", "accuracy, % (95 %)", "encode, decode: CPU ms")]
+    unit, key = unit_of(found)
+    score = SCORES.get(pooling, "accuracy")
+    rows = [("method", "setting", f"B {unit}", f"{score}, % (95 %)", "encode, decode: CPU ms")]
     for method, points in found["poolings"][pooling]["rows"].items():
         rows += [
             (
                 method,
                 r["setting"],
-                size(r["bytes_per_image"]),
+                size(r[key]),
                 percent(r["accuracy"]),
-                f"{r['encode_ms']:.2f}, {r['decode_ms']:.2f}",
+                f"{r['encode_ms']:.3g}, {r['decode_ms']:.3g}",
             )
             for r in points
         ]
@@ -87,19 +106,28 @@ def every_row(found: dict[str, Any], pooling: str) -> str:
     return table(*rows)
 
 
-def section(found: dict[str, Any]) -> str:
-    """Return the tables of a task."""
+def about(found: dict[str, Any]) -> str:
+    """Return how many of what a task has, and what they are raw."""
+    if "tokens" in found:
+        return (
+            f"{found['tokens']['labelled']:,} labelled tokens in {found['blocks']} blocks, of "
+            f"{', '.join(found['bands'])}; raw bands are {found['raw_bytes']} B a token."
+        )
     images = found["images"]
-    parts = [
-        f"### {found['title']}",
+    return (
         f"{images['train']} training and {images['test']} test images; raw pixels are "
         f"{found['raw_bytes']:,} B an image; the encoder takes {found['encoder_ms']:.1f} CPU ms an "
-        "image, before an embedding is coded, and after pixels are decoded.",
-    ]
+        "image, before an embedding is coded, and after pixels are decoded."
+    )
+
+
+def section(found: dict[str, Any]) -> str:
+    """Return the tables of a task."""
+    parts = [f"### {found['title']}", about(found)]
     for pooling, of in found["poolings"].items():
         whole = of["rows"][found["reference"]][0]["accuracy"]
         parts += [
-            f"**Probe on {pooling}** (float32: {percent(whole)})",
+            f"**{titled(pooling)}** (float32: {percent(whole)})",
             at_sizes(found, pooling),
             equal_accuracy(found, pooling),
             f"<details><summary>All rows</summary>\n\n{every_row(found, pooling)}\n\n</details>",

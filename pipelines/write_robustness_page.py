@@ -179,7 +179,7 @@ def masking_costs(found: dict[str, Any]) -> str:
 
 def lowrank_encoder(found: dict[str, Any]) -> str:
     """Return what the low-rank encoder is beside the dense one and a small dense one."""
-    shown = [f"Trained on for {found['steps']:,} steps as low rank."]
+    shown = [f"The low-rank one was trained for {found['steps']:,} steps in this way."]
     if speed := found.get("speed"):
         networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
         for name, count in speed["parameters"].items():
@@ -190,6 +190,7 @@ def lowrank_encoder(found: dict[str, Any]) -> str:
         "EuroSAT RGB": found.get("eurosat_rgb"),
         "EuroSAT multispectral": found.get("eurosat_multispectral"),
         "UC Merced": found.get("ucmerced"),
+        "EuroSAT RGB, heads of nec-tiny": found.get("exchange"),
         "TerraMesh land cover, blocks": found.get("terramesh", {}).get("blocks"),
         "water, blocks": found.get("flood"),
     }
@@ -260,9 +261,10 @@ def main() -> None:
         results = json.loads(path.read_text())
         text = replace_block(text, "masking", masking(results))
         text = replace_block(text, "masking costs", masking_costs(results))
-    path = args.folder / "lowrank_encoder.json"
-    if path.exists():
-        text = replace_block(text, "encoder", lowrank_encoder(json.loads(path.read_text())))
+    for block, name in (("encoder", "lowrank_encoder"), ("distilled", "distilled_encoder")):
+        path = args.folder / f"{name}.json"
+        if path.exists():
+            text = replace_block(text, block, lowrank_encoder(json.loads(path.read_text())))
     args.page.write_text(text)
 
 

@@ -11,6 +11,7 @@ from nec.encoders.tiling import Tiling, embed_image, missing_tokens
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import ModelError
 from nec.pretrain.augmentation import random_bands, random_view
+from nec.pretrain.distillation import Distillation
 from nec.pretrain.objective import MaskedContrast
 
 
@@ -98,6 +99,33 @@ def test_a_few_steps_of_pretraining_bring_the_losses_down() -> None:
         losses.append([parts[key].item() for key in ("loss", "teacher")])
     first, last = np.mean(losses[:3], axis=0), np.mean(losses[-5:], axis=0)
     assert (last < 0.6 * first).all()
+
+
+def test_distillation_brings_a_smaller_network_to_its_teacher() -> None:
+    torch.manual_seed(0)
+    sizes = {"bands": ("red", "nir"), "dim": 8, "depth": 1}
+    teacher = VisionTransformer(VisionTransformerConfig(**sizes, width=64, heads=1))
+    student = VisionTransformer(VisionTransformerConfig(**sizes, width=32, heads=1))
+    view, gsd = torch.rand(8, 2, 16, 16), torch.full((8,), 10.0)
+    with torch.no_grad():
+        target = teacher(view, [0, 1], gsd)
+    basis = torch.linalg.qr(torch.randn(8, 8))[0]
+    rows = target.movedim(1, -1).flatten(0, -2) @ basis
+    own = Distillation(teacher, basis, rows.std(0))
+    assert own(view, [0, 1], gsd, target)["loss"] == 0
+    # What gives the teacher's mean alone is off by all of its variance.
+    mean = target.mean((0, 2, 3), keepdim=True).expand_as(target)
+    assert own(view, [0, 1], gsd, 2 * target - mean)["tokens"].item() == pytest.approx(1, rel=0.01)
+    objective = Distillation(student, basis, rows.std(0))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(40):
+        loss = objective(view, [0, 1], gsd, target)["loss"]
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
 
 
 def test_maps_turn_and_crop_as_their_chips_do() -> None:

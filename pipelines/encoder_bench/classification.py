@@ -165,3 +165,27 @@ def bench_ucmerced(data: Path, make_rows: Rows, *, reference: str = OURS) -> dic
         "unit": "image",
         "rows": probe(rows, images.labels, splits, units, reference=reference),
     }
+
+
+def bench_exchange(
+    data: Path, split: Path, encoders: Mapping[str, Encoder], *, reference: str
+) -> dict[str, Any]:
+    """Fit the probe to the reference's embeddings alone, and test it on each encoder's."""
+    images = eurosat_rgb(data, split)
+    rng = np.random.default_rng(SEED)
+    train, test = np.flatnonzero(~images.pool), np.flatnonzero(images.pool)
+    fold = (np.sort(rng.choice(train, min(LABELS, len(train)), replace=False)), test)
+    vectors = {name: pooled(of, images) for name, of in encoders.items()}
+    rows = {
+        name: np.where(images.pool[:, None], own, vectors[reference])
+        for name, own in vectors.items()
+    }
+    units = np.arange(len(images.labels))
+    return {
+        "task": f"EuroSAT RGB, heads fitted to embeddings of {reference}",
+        "training_labels": len(fold[0]),
+        "test_images": len(test),
+        "resamples": 1,
+        "unit": "test image",
+        "rows": probe(rows, images.labels, [fold], units, reference=reference),
+    }

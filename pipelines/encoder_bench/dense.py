@@ -61,13 +61,19 @@ def read_tile(image: Path, labels: Path, which: tuple[int, ...], *, missing: int
     return Tile(values, np.where(votes.max(-1) > 0, found, -1))
 
 
-def embed_tile(encoder: Encoder, tile: Tile) -> Vectors:
+def embed_tile(
+    encoder: Encoder,
+    tile: Tile,
+    *,
+    bands: tuple[str, ...] = BANDS,
+    tiling: Tiling | None = None,
+) -> Vectors:
     """Return the tokens of a tile, (y, x, dim)."""
-    tiling = Tiling()
+    tiling = tiling or Tiling()
     height, width = tile.image.shape[1:]
     pad = [(tiling.margin, tiling.margin + -s % tiling.core) for s in (height, width)]
     padded = np.pad(tile.image, ((0, 0), *pad), constant_values=np.nan)
-    found = embed_image(encoder, padded, bands=BANDS, gsd=10.0, tiling=tiling)
+    found = embed_image(encoder, padded, bands=bands, gsd=10.0, tiling=tiling)
     return np.moveaxis(found, 0, -1)[: height // PATCH, : width // PATCH]
 
 
@@ -111,7 +117,7 @@ def bench_terramesh(data: Path, make_rows: Rows, *, reference: str = OURS) -> di
         known = np.isin(labels, np.unique(labels[train]))
         if np.unique(labels[~train & known]).size > 1:
             out.append((train, ~train & known))
-    units = _blocks(tiles)
+    units = token_blocks(tiles)
     return {
         "tiles": {
             "task": "TerraMesh land cover, majority of each token, one tile left out "
@@ -136,7 +142,7 @@ def bench_flood(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[s
         L1C,
         missing=-1,
     )
-    units = _blocks([tile])
+    units = token_blocks([tile])
     return {
         "task": f"Sen1Floods11 water, majority of each token, blocks of {BLOCK} x {BLOCK} tokens "
         "left out",
@@ -181,7 +187,7 @@ def _flat(make: Callable[[Tile], Vectors], tiles: list[Tile]) -> Vectors:
     return np.concatenate([v.reshape(-1, v.shape[-1]) for v in map(make, tiles)])
 
 
-def _blocks(tiles: list[Tile]) -> NDArray[np.intp]:
+def token_blocks(tiles: list[Tile]) -> NDArray[np.intp]:
     """Return the number of each token's block, those of all tiles counted through."""
     parts, first = [], 0
     for tile in tiles:

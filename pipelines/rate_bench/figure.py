@@ -30,7 +30,10 @@ STYLES = (
     ("tokens, PQ", "#ab47bc", "+"),
     ("KLT", "#5c6bc0", "x"),
     ("pixel statistics", "#616161", "P"),
+    ("bands of the token", "#616161", "P"),
 )
+# Scores that are no probe of pooled tokens.
+SCORES = {"mean_iou": "mean IoU of a linear head", "accuracy": "accuracy of a linear head"}
 # Rows of single points that stand far to the right.
 LEFT_OUT = ("tokens, float",)
 
@@ -44,21 +47,24 @@ def draw(results: dict[str, Any], path: Path) -> None:
         )
         for ax, (task, pooling) in zip(axes.ravel(), panels, strict=True):
             found = results[task]
-            _panel(ax, found["poolings"][pooling]["rows"], found["reference"])
-            ax.set_title(f"{found['title']}\nprobe on {pooling}", loc="left", fontsize=9)
+            _panel(ax, found["poolings"][pooling], found["reference"], found.get("unit", "image"))
+            title = SCORES.get(pooling, f"probe on {pooling}")
+            ax.set_title(f"{found['title']}\n{title}", loc="left", fontsize=9)
             for share in (0.003, 0.001):
                 ax.axvline(share * found["raw_bytes"], color="#cccccc", linewidth=0.8, zorder=0)
         figure.savefig(path, dpi=110)
         plt.close(figure)
 
 
-def _panel(ax: Axes, rows: dict[str, list[dict[str, Any]]], reference: str) -> None:
+def _panel(ax: Axes, table: dict[str, Any], reference: str, unit: str) -> None:
+    rows, size = table["rows"], f"bytes_per_{unit}"
     whole = rows[reference][0]["accuracy"]["value"]
     for method, points in rows.items():
-        if method.startswith(LEFT_OUT):
+        # Single points that stand far to the right.
+        if method.startswith(LEFT_OUT) or method.endswith("float32"):
             continue
-        ordered = sorted(points, key=lambda r: r["bytes_per_image"])
-        sizes = [r["bytes_per_image"] for r in ordered]
+        ordered = sorted(points, key=lambda r: r[size])
+        sizes = [r[size] for r in ordered]
         values = [100 * r["accuracy"]["value"] for r in ordered]
         bars = [
             [100 * (r["accuracy"]["value"] - r["accuracy"]["low"]) for r in ordered],
@@ -78,8 +84,9 @@ def _panel(ax: Axes, rows: dict[str, list[dict[str, Any]]], reference: str) -> N
             label=method,
         )
     ax.axhline(100 * whole, color="black", linewidth=0.8)
-    ax.axhline(100 * whole - 1, color="black", linewidth=0.8, linestyle=":")
-    ax.set(xscale="log", xlabel="bytes an image", ylabel="accuracy, %")
+    loss = 100 * table.get("margin", 0.01)
+    ax.axhline(100 * whole - loss, color="black", linewidth=0.8, linestyle=":")
+    ax.set(xscale="log", xlabel=f"bytes: {unit}", ylabel="%")
     ax.set_ylim(bottom=max(0, 100 * whole - 30))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())

@@ -146,6 +146,11 @@ def _jpeg2000(image: Pixels, target: float) -> bytes:
         quality_mode="rates",
         quality_layers=[image.size / target],
     )
+    return bare_codestream(data)
+
+
+def bare_codestream(data: bytes) -> bytes:
+    """Return a JPEG 2000 codestream without the encoder's comment."""
     assert int.from_bytes(data[:2]) == _JPEG2000
     at, out = 2, data[:2]
     while (marker := int.from_bytes(data[at : at + 2])) != _START_OF_TILE:

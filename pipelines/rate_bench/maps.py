@@ -1,0 +1,234 @@
+"""Maps at each rate: classes of tokens by a linear head, on what is left of scenes and tokens."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from encoder_bench.dense import (
+    PATCH,
+    Split,
+    Tile,
+    block_splits,
+    read_tile,
+    token_blocks,
+)
+from heads_bench.ledger import Ledger
+from numpy.typing import NDArray
+
+from nec.evaluate import compare_rates
+from nec.evaluate.intervals import MARGIN, confusions, estimates
+from nec.heads import SceneClassifier
+from rate_bench.bands import BAND_CODECS
+from rate_bench.eyes import L2A, Eye
+from rate_bench.map_rows import REFERENCE, STREAM, Floats, Left, band_rows, learned_rows, token_rows
+
+# Bytes of a pixel and band that the encoder sees.
+SAMPLE = 2
+# Tokens that a head learns from at most, in each fold, and penalties that it may have.
+LEARNED, STRENGTHS = 12_000, (0.003, 0.03, 0.3)
+ALBERTA_EDGE = 768
+# Loss that is allowed: of mean IoU two points, of accuracy one.
+MARGINS = {"mean_iou": 2 * MARGIN, "accuracy": MARGIN}
+SEED = 31
+# What results hang on.
+CODE = ("maps", "map_rows", "bands", "eyes")
+# Bands of an L1C file of 13, and of the Alberta scene.
+L1C = (*L2A[:10], "cirrus", *L2A[10:])
+ALBERTA = ("blue", "green", "red", "nir", "swir16")
+
+
+@dataclass(frozen=True)
+class MapTask:
+    """Scenes (of the bands that an encoder sees) with a class for every token (-1: none)."""
+
+    name: str
+    title: str
+    tiles: list[Tile]
+    bands: tuple[str, ...]
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes of a token's raw pixels."""
+        return SAMPLE * len(self.bands) * PATCH**2
+
+
+def terramesh(data: Path, eye: Eye) -> MapTask:
+    """Land cover of the TerraMesh tiles, by blocks."""
+    folder = data / "terramesh"
+    which = tuple(L2A.index(b) + 1 for b in eye.bands)
+    tiles = [
+        read_tile(path, folder / "LULC" / path.name, which, missing=None)
+        for path in sorted((folder / "S2L2A").glob("*.tif"))
+    ]
+    return MapTask("terramesh", "TerraMesh land cover, blocks left out", tiles, eye.bands)
+
+
+def flood(data: Path, eye: Eye) -> MapTask:
+    """Water of the flood chip, by blocks."""
+    folder, name = data / "flood", "Spain_7370579"
+    which = tuple(L1C.index(b) + 1 for b in eye.bands)
+    tile = read_tile(
+        folder / "S2" / f"{name}_S2Hand.tif",
+        folder / "Labels" / f"{name}_LabelHand.tif",
+        which,
+        missing=-1,
+    )
+    return MapTask("flood", "Sen1Floods11 water, blocks left out", [tile], eye.bands)
+
+
+def alberta(data: Path, eye: Eye) -> MapTask:
+    """Scene classification of a part of the Alberta scene: rules on pixels, so codec loss only."""
+    # Galileo takes its two bands of the short-wave infrared together.
+    bands = ALBERTA if eye.shipped else ALBERTA[:4]
+    folder = data / "scenes"
+    which = tuple(ALBERTA.index(b) + 1 for b in bands)
+    image, classes = folder / "sentinel2_alberta.tif", folder / "sentinel2_alberta_scl.tif"
+    whole = read_tile(image, classes, which, missing=0)
+    edge = ALBERTA_EDGE
+    tile = Tile(whole.image[:, :edge, :edge], whole.labels[: edge // PATCH, : edge // PATCH])
+    return MapTask("alberta", "Alberta's scene classification, blocks left out", [tile], bands)
+
+
+MAP_TASKS: dict[str, Callable[[Path, Eye], MapTask]] = {
+    "terramesh": terramesh,
+    "flood": flood,
+    "alberta": alberta,
+}
+
+
+def tested(
+    vectors: Floats, truth: NDArray[np.intp], splits: list[Split], units: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    """Fit a linear head in each fold; return the confusions by unit."""
+    classes = int(truth.max()) + 1
+    shape = (int(units.max()) + 1, classes)
+    total = np.zeros((shape[0], classes, classes), np.float32)
+    there = (truth >= 0) & np.isfinite(vectors).all(1)
+    for train, test in splits:
+        rng = np.random.default_rng(SEED)
+        learned = rng.permutation(np.flatnonzero(train & there))[:LEARNED]
+        # A quarter of the training blocks chooses the penalty.
+        held = rng.permutation(shape[0])[units[learned]] % 4 == 0
+        fitted, checked = learned[~held], learned[held]
+        heads = [SceneClassifier(C=c, max_iter=300) for c in STRENGTHS]
+        scores = [
+            h.fit(vectors[fitted], truth[fitted]).score(vectors[checked], truth[checked])
+            for h in heads
+        ]
+        head = heads[int(np.argmax(scores))].fit(vectors[learned], truth[learned])
+        inside = np.flatnonzero(test & there)
+        found = head.predict(vectors[inside])
+        total += confusions(truth[inside], found, units[inside], shape)
+    return total
+
+
+def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]) -> dict[str, Any]:
+    """Return the tables of a task: mean IoU and accuracy of every row, by bytes a token."""
+    code = hashlib.sha256(
+        b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in CODE)
+    ).hexdigest()[:12]
+    ledger = Ledger(
+        work / "maps", {"task": task.name, "eye": eye.name, "weights": eye.weights, "rates": code}
+    )
+    labels = np.concatenate([t.labels.ravel() for t in task.tiles])
+    classes = np.unique(labels[labels >= 0])
+    truth = np.where(labels >= 0, np.searchsorted(classes, labels), -1)
+    units = token_blocks(task.tiles)
+    splits = block_splits(task.tiles, units)
+    tokens = ledger.take(
+        {"tokens": ""},
+        lambda: {f"{i:03d}": eye.embed(t.image, task.bands) for i, t in enumerate(task.tiles)},
+    )
+    grids = [tokens[key] for key in sorted(tokens)]
+    rows = [
+        *token_rows(grids, eye, task.raw_bytes),
+        *learned_rows(task.tiles, task.bands, eye),
+        *band_rows(task.tiles, task.bands, eye),
+    ]
+    counts: dict[str, NDArray[np.float32]] = {}
+    numbers: dict[str, list[float]] = {}
+    missing: list[str] = []
+    with ledger.counting(f"{task.name}, {eye.name}", len(rows)):
+        for method, setting, make in rows:
+            name = f"{method} | {setting}"
+            digest = eye.shipped[setting].digest if method == "as shipped" else ""
+
+            def made(make: Callable[[], Left | None] = make) -> dict[str, NDArray[Any]]:
+                left = make()
+                if left is None:
+                    return {}
+                return {
+                    "confusions": tested(left.vectors, truth, splits, units),
+                    "numbers": np.array([left.size, left.encode_ms, left.decode_ms]),
+                }
+
+            found = ledger.take({"row": method, "setting": setting, "digest": digest}, made)
+            if not found:
+                missing.append(name)
+                continue
+            counts[name] = found["confusions"]
+            numbers[name] = found["numbers"].tolist()
+    most = np.zeros_like(counts[f"{REFERENCE} | "])
+    for train, test in splits:
+        inside = test & (truth >= 0)
+        common = np.bincount(truth[train & (truth >= 0)]).argmax()
+        guess = np.full(int(inside.sum()), common)
+        most += confusions(truth[inside], guess, units[inside], most.shape[:2])
+    counts["majority class"] = most
+    there = counts[f"{REFERENCE} | "].sum((1, 2)) > 0
+    counts = {name: total[there] for name, total in counts.items()}
+    table = estimates(counts, reference=f"{REFERENCE} | ", metrics=tuple(MARGINS), seed=SEED)
+    views = {}
+    for metric, margin in MARGINS.items():
+        methods: dict[str, list[dict[str, Any]]] = {}
+        for name, (size, encode_ms, decode_ms) in numbers.items():
+            method, setting = name.split(" | ")
+            methods.setdefault(method, []).append(
+                {
+                    "setting": setting,
+                    "bytes_per_token": round(size, 4),
+                    "encode_ms": round(encode_ms, 5),
+                    "decode_ms": round(decode_ms, 5),
+                    "accuracy": table[name][metric],
+                }
+            )
+        views[metric] = {
+            "rows": methods,
+            "majority_class": table["majority class"][metric],
+            "comparisons": compared(methods, margin),
+            "margin": margin,
+        }
+    return {
+        "title": f"{task.title}: {eye.name}",
+        "unit": "token",
+        "tokens": {"scenes": len(task.tiles), "labelled": int((truth >= 0).sum())},
+        "blocks": int(there.sum()),
+        "bands": list(task.bands),
+        "raw_bytes": task.raw_bytes,
+        "reference": REFERENCE,
+        "poolings": views,
+        "left_out": missing,
+    }
+
+
+def compared(methods: dict[str, list[dict[str, Any]]], margin: float) -> dict[str, Any]:
+    """Compare methods with the transform codec and with the cheapest codec of raw bands."""
+    coded = {m: r for m, r in methods.items() if "difference" in r[0]["accuracy"]}
+    bases = {"transform codec": STREAM}
+    of_bands = [c.name for c in BAND_CODECS if c.name in coded]
+    size = "bytes_per_token"
+    if of_bands:
+        found = compare_rates(coded, base=of_bands[0], margin=margin, size=size)
+        reached = {m: s for m in of_bands if (s := found[m]["bytes_at_margin"]) is not None}
+        best = min(reached, key=reached.__getitem__) if reached else of_bands[0]
+        bases["cheapest codec of bands"] = best
+    return {
+        kind: {
+            "base": base,
+            "methods": compare_rates(coded, base=base, margin=margin, size=size),
+        }
+        for kind, base in bases.items()
+    }
