@@ -60,3 +60,35 @@ def test_the_share_of_labels_that_matches():
     ]
     assert matched(points) == {"reaches_at": 1.0, "no_worse_at": 0.3}
     assert matched(points[:1]) == {"reaches_at": None, "no_worse_at": None}
+
+
+def test_bands_come_back_from_a_codec_of_pixels_and_tokens_tell_their_classes():
+    from rate_bench.bands import BAND_CODECS
+    from rate_bench.maps import tested
+
+    y, x = np.mgrid[:64, :64] / 64
+    band = (0.3 * y + 0.1 * np.sin(9 * x)).clip(0).astype(np.float32)
+    band[:8, :8] = np.nan
+    there = np.isfinite(band)
+    codecs = {c.name: c for c in BAND_CODECS}
+    for name in ("JPEG 2000", "half size, JPEG 2000"):
+        errors, sizes = [], []
+        for quality in codecs[name].ladder[:: len(codecs[name].ladder) - 1]:
+            data = codecs[name].encode(band, quality)
+            back = codecs[name].decode(data, band.shape)
+            assert back.shape == band.shape
+            errors.append(float(np.abs(back - band)[there].mean()))
+            sizes.append(len(data))
+        assert sizes[0] < sizes[1] < band.size
+        assert errors[1] < min(errors[0], 0.01)
+
+    # Classes are tested in blocks that trained nothing; what has none counts nowhere.
+    rng = np.random.default_rng(0)
+    truth = rng.integers(-1, 3, 600)
+    vectors = np.eye(3, dtype=np.float32)[truth] + rng.normal(0, 0.1, (600, 3)).astype(np.float32)
+    units = np.repeat(np.arange(30), 20)
+    splits = [(units % 3 != fold, units % 3 == fold) for fold in range(3)]
+    found = tested(vectors, truth, splits, units)
+    assert found.shape == (30, 3, 3)
+    assert found.sum() == (truth >= 0).sum()
+    assert np.trace(found.sum(0)) == found.sum()

@@ -17,6 +17,7 @@ from nec.model import Model, sha256_of
 
 Floats = NDArray[np.float32]
 
+GAMMA = 0.125
 # Common names of Sentinel-2's bands by their place in an L2A file of 12.
 L2A = ("coastal", "blue", "green", "red", "rededge071", "rededge075", "rededge078", "nir")
 L2A += ("nir08", "nir09", "swir16", "swir22")
@@ -46,6 +47,20 @@ class Eye:
     sample: list[Floats]
     shipped: Mapping[str, Compressor] = field(default_factory=dict)
     learned: Mapping[str, tuple[Encoder, Mapping[str, Compressor]]] = field(default_factory=dict)
+
+    _fitted: dict[float, Compressor] = field(default_factory=dict)
+
+    def fitted(self, size: float) -> Compressor:
+        """Return the transform codec at so many bytes a token of the sample; one basis for all."""
+        if size not in self._fitted:
+            others = iter(self._fitted.values())
+            self._fitted[size] = Compressor.fit(
+                self.sample,
+                bytes_per_vector=size,
+                basis=next((c.basis for c in others), None),
+                gamma=GAMMA,
+            )
+        return self._fitted[size]
 
     def embed(self, image: Floats, bands: tuple[str, ...]) -> Floats:
         """Return the tokens (y, x, dim) of a scene (band, y, x)."""
@@ -94,4 +109,4 @@ def galileo_eye(data: Path) -> Eye:
 def _shown(eye: Eye, data: Path) -> Eye:
     """Return the eye with the tokens of training scenes to fit to."""
     scenes = training_scenes(data, eye.bands)
-    return replace(eye, sample=[eye.embed(scene, eye.bands) for scene in scenes])
+    return replace(eye, _fitted={}, sample=[eye.embed(scene, eye.bands) for scene in scenes])

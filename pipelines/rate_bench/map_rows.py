@@ -15,10 +15,9 @@ from rate_bench.bands import BAND_CODECS, BandCodec
 from rate_bench.eyes import Eye
 from rate_bench.tasks import Stopwatch
 
-# Sizes that our streams aim at, as shares of the raw bands.
-SHARES = (0.0005, 0.001, 0.002, 0.003, 0.0045, 0.0065, 0.01, 0.02, 0.04, 0.065, 0.1)
+# Bytes a token of the training scenes that our streams aim at.
+SIZES = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0, 12.0, 20.0)
 PRINCIPAL, PARTS, STEPS = (1, 2, 4, 8, 16, 32), ((1, 8), (2, 8), (4, 8)), (4.0, 2.0, 1.0, 0.5, 0.25)
-GAMMA = 0.125
 # Tokens that what is simpler is fitted to.
 SIMPLE = 60_000
 REFERENCE, STREAM = "tokens, float32", "transform codec"
@@ -67,7 +66,7 @@ def code_stream(grids: list[Floats], compressor: Compressor) -> Left:
     return code_tokens(grids, compressor.encode, lambda c: compressor.decode(c)[0], len)
 
 
-def token_rows(grids: list[Floats], eye: Eye, raw_bytes: int) -> Iterator[Row]:
+def token_rows(grids: list[Floats], eye: Eye) -> Iterator[Row]:
     """Give method, setting and maker of the rows that code tokens."""
     sample = eye.sample
 
@@ -81,16 +80,8 @@ def token_rows(grids: list[Floats], eye: Eye, raw_bytes: int) -> Iterator[Row]:
 
     yield REFERENCE, "", lambda: floats("float32")
     yield "tokens, float16", "", lambda: floats("float16")
-    basis = klt([s[None] for s in sample])
-    for part in SHARES:
-        aim = part * raw_bytes
-        yield (
-            STREAM,
-            f"{aim:.3g} B",
-            lambda a=aim: code_stream(
-                grids, Compressor.fit(sample, bytes_per_vector=a, basis=basis, gamma=GAMMA)
-            ),
-        )
+    for aim in SIZES:
+        yield STREAM, f"{aim:g} B", lambda a=aim: code_stream(grids, eye.fitted(a))
     for rate, compressor in eye.shipped.items():
         yield "as shipped", rate, lambda c=compressor: code_stream(grids, c)
     flat = np.concatenate([s.reshape(-1, s.shape[-1]) for s in sample])

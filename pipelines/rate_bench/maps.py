@@ -144,7 +144,7 @@ def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]
     )
     grids = [tokens[key] for key in sorted(tokens)]
     rows = [
-        *token_rows(grids, eye, task.raw_bytes),
+        *token_rows(grids, eye),
         *learned_rows(task.tiles, task.bands, eye),
         *band_rows(task.tiles, task.bands, eye),
     ]
