@@ -144,6 +144,7 @@ class Student:
             "step": self.step,
             "log": self.log,
             "cpu_hours": self.cpu_hours + cpu_hours,
+            "arguments": {k: str(v) for k, v in vars(self._args).items()},
         }
         part = checkpoint.with_suffix(".part")
         torch.save(state, part)
