@@ -120,6 +120,7 @@ class Model:
             VisionTransformerConfig,
             VisionTransformerEncoder,
         )
+        from nec.lowrank import LowRankLayer, deploy, load_lowrank
 
         config = dict(self.card["encoder"])
         network = VisionTransformer(
@@ -127,11 +128,13 @@ class Model:
         )
         weights = {k: v.float() for k, v in load_file(self.folder / ENCODER).items()}
         try:
-            network.load_state_dict(weights)
+            load_lowrank(network, weights)
         except RuntimeError as error:
             raise ModelError(
                 f"the weights of {self.name} do not fit its configuration", "fetch the model again"
             ) from error
+        if any(isinstance(module, LowRankLayer) for module in network.modules()):
+            deploy(network)
         if self.backend == "openvino":
             from nec.encoders.openvino import OpenvinoEncoder
 

@@ -31,11 +31,11 @@ from encoder_bench.compressibility import bench_compressibility
 from encoder_bench.dense import bench_flood, bench_terramesh, linear_side_by_side
 from encoder_bench.encoders import encoder_of
 from encoder_bench.speed import speed_of
-from lowrank_encoder import load_lowrank
 from measured_parts import run_parts
+from safetensors.torch import load_file
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
-from nec.lowrank import deploy
+from nec.lowrank import deploy, load_lowrank
 from nec.model import load_model, sha256_of
 
 DENSE, LOWRANK, SMALL = "nec-tiny", "low rank", "small, dense"
@@ -54,7 +54,7 @@ def main() -> None:
     weights = args.run / "lowrank.safetensors"
     networks: dict[str, VisionTransformer] = {
         DENSE: load_model("nec-tiny", precision="float32").encoder.network,
-        LOWRANK: deploy(load_lowrank(weights, config)),
+        LOWRANK: deploy(load_lowrank(VisionTransformer(config), load_file(weights))),
     }
     small = VisionTransformerConfig(
         width=args.small_width, depth=args.small_depth, heads=args.small_width // 64

@@ -22,14 +22,14 @@ from typing import Any
 
 import torch
 from imagery import Imagery, load_imagery
-from lowrank_encoder import keep_weights, load_lowrank, optimizer_of, save
+from lowrank_encoder import keep_weights, optimizer_of, save
 from pretrain_encoder import AVERAGE, learning_rate, make_optimizers
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-from nec.lowrank import LowRankLayer, LowRankTrainer
+from nec.lowrank import LowRankLayer, LowRankTrainer, load_lowrank
 from nec.model import Model, load_model
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.distillation import Distillation
@@ -174,13 +174,14 @@ def student_of(args: argparse.Namespace, teacher: Model) -> VisionTransformer:
         If they are neither of a low-rank nec-tiny nor of the width and depth that are given.
     """
     weights = load_file(args.weights)
-    if any(name.endswith(".core") for name in weights):
-        return load_lowrank(args.weights, teacher.encoder.network.config)
-    network = VisionTransformer(
-        VisionTransformerConfig(width=args.width, depth=args.depth, heads=max(1, args.width // 64))
+    config = VisionTransformerConfig(
+        width=args.width, depth=args.depth, heads=max(1, args.width // 64)
     )
+    if any(name.endswith(".core") for name in weights):
+        config = teacher.encoder.network.config
+    network = VisionTransformer(config)
     try:
-        network.load_state_dict({k: v.float() for k, v in weights.items()})
+        load_lowrank(network, {k: v.float() for k, v in weights.items()})
     except RuntimeError as error:
         raise SystemExit(
             f"{args.weights} is not of width {args.width} and depth {args.depth}; "

@@ -10,7 +10,7 @@ a network of nec-tiny's shape has a fifth of its parameters. In the last third, 
 stay, and a running average of the weights is taken.
 
 Resumes from the run folder's checkpoint; the data of a step depend on its number. Writes there
-``lowrank.safetensors`` (bases and cores: `load_lowrank` gives the network, `nec.lowrank.deploy`
+``lowrank.safetensors`` (bases and cores: `nec.lowrank.load_lowrank` gives the network, `deploy`
 the fast form of it), ``encoder.safetensors`` (the same, merged to dense weights, for
 everything that reads nec-tiny's) and ``lowrank.json`` (ranks, savings, condition numbers, log).
 """
@@ -58,15 +58,6 @@ WEIGHTS = {
     "teacher_weight": 2.0,
     "contrast_weight": 0.5,
 }
-
-
-def load_lowrank(path: Path, config: VisionTransformerConfig) -> VisionTransformer:
-    """Return the network that ``lowrank.safetensors`` holds, with its low-rank layers."""
-    network = VisionTransformer(config)
-    # Ranks come with the weights.
-    convert(network, rank=1, include=INCLUDE)
-    network.load_state_dict(load_file(path))
-    return network.eval()
 
 
 def objective_from(source: Path) -> tuple[MaskedContrast, bool]:

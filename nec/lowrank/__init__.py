@@ -6,6 +6,7 @@ from nec.lowrank.conversion import (
     ConvertedLayer,
     convert,
     deploy,
+    load_lowrank,
     lowrank_layers,
     merge,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "condition_numbers",
     "convert",
     "deploy",
+    "load_lowrank",
     "lowrank_layers",
     "merge",
     "penalty",

@@ -1,16 +1,18 @@
 """Dense layers of a model into low-rank ones, back, and into plain factors for deployment."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nec.errors import LowRankError
 from nec.lowrank.bases import Rank
 from nec.lowrank.layers import LowRankConv2d, LowRankLayer, LowRankLinear
 
+# What the name of a low-rank layer's core ends in.
+_CORE = ".core"
 # Glob patterns of dotted layer names, or a predicate of name and layer.
 Selection = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -185,6 +187,35 @@ def deploy(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     else:
         _replace(model, {layer: layer.factored() for layer in lowrank_layers(model).values()})
     return model.to(dtype=dtype).eval() if dtype is not None else model.eval()
+
+
+def load_lowrank(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Load weights of which some layers are low-rank into a freshly made dense model, in place.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The dense architecture; the layers that `state` has a core of are converted, whatever
+        their ranks.
+    state : mapping of str to Tensor
+        `state_dict` of a converted model, or of a dense one.
+
+    Returns
+    -------
+    nn.Module
+        The model itself.
+
+    Raises
+    ------
+    RuntimeError
+        If the weights do not fit, as `load_state_dict` does.
+    """
+    names = [key.removesuffix(_CORE) for key in state if key.endswith(_CORE)]
+    if names:
+        # Ranks come with the weights.
+        convert(model, rank=1, include=names)
+    model.load_state_dict(state)
+    return model
 
 
 def lowrank_layers(model: nn.Module) -> dict[str, LowRankLayer]:

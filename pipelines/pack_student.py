@@ -1,0 +1,165 @@
+"""Fit compressors to a distilled encoder in its teacher's basis, and pack it for `nec.load_model`.
+
+    python pipelines/pack_student.py runs/distilled_encoder ../shared/data --out nec/weights/NAME
+
+The run is one of ``distil_encoder.py``. The basis is nec-tiny's, so heads of one serve embeddings
+of the other; tables are fitted to the student's embeddings of the same training images as
+nec-tiny's, a fifth of which is held out and states the fidelity, and how near the student comes
+to its teacher.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fit_compressors import GAMMA, RATES, sample_features
+from safetensors.torch import load_file, save_file
+
+from nec.compressor import Compressor
+from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
+from nec.lowrank import deploy, load_lowrank
+from nec.model import CARD, ENCODER, Model, load_model, sha256_of
+
+Floats = np.ndarray
+
+
+def agreement(ours: list[Floats], theirs: list[Floats]) -> dict[str, float]:
+    """Return how near embeddings (..., dim) come to the teacher's."""
+    a, b = (np.concatenate([p.reshape(-1, p.shape[-1]) for p in of]) for of in (ours, theirs))
+    there = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    a, b = a[there].astype(np.float64), b[there].astype(np.float64)
+    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+    return {
+        "cosine_mean": round(float(cosine.mean()), 5),
+        "cosine_p01": round(float(np.quantile(cosine, 0.01)), 5),
+        "error_share": round(float(((a - b) ** 2).sum() / ((b - b.mean(0)) ** 2).sum()), 5),
+    }
+
+
+def card_text(card: dict[str, Any]) -> str:
+    """Return the model card for people."""
+    training, encoder = card["training"], card["encoder"]
+    kind = (
+        "the matrices of its blocks are products of narrow ones (dynamical low-rank training)"
+        if card["low_rank"]
+        else f"a transformer of width {encoder['width']} and depth {encoder['depth']}"
+    )
+    near = card["agreement"]
+    commands = "\n".join(training["commands"])
+    rows = "\n".join(
+        f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
+        for rate, f in card["compressors"]["held_out"].items()
+    )
+    return f"""# {card["name"]}
+
+{card["parameters"] / 1e6:.2f} M parameters that give the embeddings of {training["teacher"]}: {kind}.
+It takes what {training["teacher"]} takes, and embeddings lie in the same basis, so heads of the one
+serve the other. On images held out of the fit, the mean cosine between the two is
+{near["cosine_mean"]:.3f} (1 % of tokens below {near["cosine_p01"]:.3f}), the error
+{near["error_share"]:.1%} of the variance.
+
+- **Data**: {training["data"]}, as of {training["teacher"]}; no labels.
+- **Training**: {training["steps"]} steps of {training["batch"]} views, {training["cpu_hours"]:.1f}
+  CPU-hours; squared error to the teacher's tokens and to their mean
+  (`nec.pretrain.distillation`), begun from {training["begun"]}. The weights are a running average.
+
+```sh
+{commands}
+```
+
+- **Compressors**: `{card["compressors"]["command"]}`. On embeddings held out of the fit:
+
+| rate | bytes a vector | mean cosine | 1 % cosine |
+|---|---|---|---|
+{rows}
+
+- **Accuracy of heads**, speed and attacks beside {training["teacher"]}:
+  `docs/benchmarks/distilled_encoder.json`, by `pipelines/bench_lowrank_encoder.py`.
+- **Licence**: {card["licence"]} for the weights; the images' own licences are as of
+  {training["teacher"]}.
+- **Limits**: those of {training["teacher"]}; it knows nothing that its teacher does not.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("run", type=Path, help="folder of a run of distil_encoder.py")
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("--out", type=Path, required=True, help="folder; its name is the model's")
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--count", type=int, default=1000, help="EuroSAT RGB images to fit on")
+    args = parser.parse_args()
+    teacher = load_model("nec-tiny", precision="bfloat16")
+    state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    asked = state["arguments"]
+    low_rank = (args.run / "lowrank.safetensors").exists()
+    weights = args.run / ("lowrank.safetensors" if low_rank else ENCODER)
+    config = teacher.encoder.network.config
+    if not low_rank:
+        width = int(asked["width"])
+        config = VisionTransformerConfig(width=width, depth=int(asked["depth"]), heads=width // 64)
+    args.out.mkdir(parents=True, exist_ok=True)
+    half = {k: v.half() for k, v in load_file(weights).items()}
+    save_file(half, args.out / ENCODER)
+    network = load_lowrank(VisionTransformer(config), {k: v.float() for k, v in half.items()})
+    if low_rank:
+        deploy(network)
+    encoder = VisionTransformerEncoder(args.out.name, network, precision="bfloat16")
+
+    pieces, theirs = (
+        sample_features(e, args.data, args.split, count=args.count)
+        for e in (encoder, teacher.encoder)
+    )
+    fidelity = {}
+    for rate, options in RATES.items():
+        fitted = [p for i, p in enumerate(pieces) if i % 5]
+        compressor = Compressor.fit(fitted, **options, basis=teacher.basis, gamma=GAMMA)
+        compressor.save(args.out / f"{rate}.json")
+        fidelity[rate] = compressor.measure(pieces[::5]).to_dict()
+        print(rate, "held out", fidelity[rate], flush=True)
+    card = {
+        "name": args.out.name,
+        "encoder": config.to_dict(),
+        "low_rank": low_rank,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights_sha256": sha256_of(args.out / ENCODER),
+        "licence": "Apache-2.0",
+        "training": training_of(teacher, asked, state),
+        "agreement": agreement(pieces[::5], theirs[::5]),
+        "compressors": {
+            "command": f"python pipelines/pack_student.py runs/{args.run.name} ../shared/data "
+            f"--out nec/weights/{args.out.name}",
+            "held_out": fidelity,
+        },
+    }
+    print(card["agreement"], flush=True)
+    (args.out / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    (args.out / "README.md").write_text(card_text(card))
+
+
+def training_of(teacher: Model, asked: dict[str, str], state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the card says of the training."""
+    begun = Path(asked["weights"])
+    own = {k: v for k, v in asked.items() if k not in ("data", "weights", "run", "split")}
+    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in own.items() if v != "None")
+    return {
+        "teacher": teacher.name,
+        "commands": [
+            f"python pipelines/distil_encoder.py ../shared/data runs/BEGUN/{begun.name} {options}"
+        ],
+        "begun": "the low-rank encoder of pipelines/lowrank_encoder.py"
+        if begun.name.startswith("lowrank")
+        else "a network of its shape by pipelines/pretrain_encoder.py",
+        "steps": state["step"],
+        "batch": int(asked["batch"]),
+        "cpu_hours": state["cpu_hours"],
+        "seed": 0,
+        "data": teacher.card["training"]["data"],
+    }
+
+
+if __name__ == "__main__":
+    main()
