@@ -34,20 +34,20 @@ from robust_bench.training import Recipe
 
 from nec.evaluate.intervals import MARGIN
 
-WIDTHS = {"vgg": 0.25, "vit": 0.125}
+WIDTHS = {"vgg": 0.5, "vit": 0.125}
 PLAIN = {
-    "vgg": Recipe(epochs=12, bfloat16=True),
-    "vit": Recipe(epochs=12, bfloat16=False),
+    "vgg": Recipe(epochs=30, bfloat16=True),
+    "vit": Recipe(epochs=30, bfloat16=False),
 }
 LOW_RANK: dict[str, dict[str, Any]] = {
-    "vgg": {"low_rank": True, "cap": 15, "peak": 4e-3},
+    "vgg": {"low_rank": True, "cap": 30, "peak": 4e-3},
     "vit": {"low_rank": True, "cap": 8, "core_steps": 200},
 }
 # The penalty grows with the number of layers and with their weights.
 BETA = {"vgg": 0.05, "vit": 0.0005}
 MATCHED, SMALL = "low rank, penalty", "small dense"
 # What is varied around the low-rank row of the first network, and the weight of the penalty.
-TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (8, 15, 21, 30), (0.0, 0.05)
+TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (16, 30, 42, 60), (0.0, 0.05)
 
 
 def recipes(network: str) -> dict[str, Recipe]:

@@ -56,7 +56,8 @@ def card_text(card: dict[str, Any]) -> str:
     return f"""# {card["name"]}
 
 {card["parameters"] / 1e6:.2f} M parameters that give the embeddings of {training["teacher"]}:
-{kind}. It takes what {training["teacher"]} takes, and embeddings lie in the same basis, so heads of the one
+{kind}.
+It takes what {training["teacher"]} takes, and embeddings lie in the same basis, so heads of the one
 serve the other. On images held out of the fit, the mean cosine between the two is
 {near["cosine_mean"]:.3f} (1 % of tokens below {near["cosine_p01"]:.3f}), the error
 {near["error_share"]:.1%} of the variance.
