@@ -7,7 +7,8 @@
 Every row codes the images of a task in its own way, and a linear probe is fitted to what is
 decoded of the training images: pixels that were coded go through the same encoder and get a head
 of their own. Whatever is fitted is fitted to training images. Rows are paired with the encoder's
-float32 tokens of the raw pixels, pooled alike. Vectors of each row are kept in --work, so a run
+float32 tokens of the raw pixels, pooled alike. Tasks of maps code whole scenes, and a linear head
+labels their tokens; they are measured with Galileo-nano too. Vectors of each row are kept in --work, so a run
 that was stopped goes on where it was. Rows whose library is missing (``pip install nec[bench]``)
 are left out, and named. Writes OUT.json and OUT.png; write_rates_page.py makes the page.
 """
@@ -17,7 +18,6 @@ import json
 import logging
 import os
 import platform
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from encoder_bench.probes import probe
 from main_job.statistics import pixel_statistics
 from measured_parts import installed
 from rate_bench.embeddings import (
@@ -44,6 +43,7 @@ from rate_bench.eyes import Eye, galileo_eye, our_eye
 from rate_bench.figure import draw
 from rate_bench.maps import MAP_TASKS, bench_maps
 from rate_bench.pixels import LADDERS, code_pixels
+from rate_bench.rows import REFERENCE, Rows
 from rate_bench.tasks import (
     MEAN,
     ROUGH,
@@ -64,7 +64,6 @@ from nec.compressor import Compressor
 from nec.evaluate import compare_rates
 from nec.model import Model, load_model
 
-REFERENCE = "tokens, float32"
 STREAM = "transform codec"
 MARGIN = 0.01
 IMAGE_TASKS = ("eurosat_rgb", "ucmerced")
@@ -74,94 +73,10 @@ POOLED = (("PCA-k int8", (4, 8, 16, 32, 64)), ("PCA-k int8, zstd", (8, 16, 32, 6
 PRINCIPAL, PARTS = (1, 2, 4, 8, 16, 32), ((1, 4), (1, 8), (2, 8), (4, 8))
 STEPS = (4.0, 2.0, 1.0, 0.5, 0.25)
 
-# Makes a row of a fold; None where a library is missing.
-Make = Callable[[int, Progress], Coded | None]
-
-
-class Rows:
-    """The rows of a task: made once, kept in a folder, put together over the folds."""
-
-    def __init__(self, task: Task, folder: Path, bars: Bars) -> None:
-        self.task, self.folder, self._bars = task, folder, bars
-        self.rows: dict[str, dict[str, list[Coded]]] = {}
-        self.missing: list[str] = []
-        self._images = bars.add_task("", total=1)
-        self._count = bars.add_task(f"{task.name}: rows", total=None)
-
-    def progress(self, text: str) -> Progress:
-        """Show what is being done."""
-        self._bars.reset(self._images, description=text)
-        return lambda done, total: self._bars.update(self._images, completed=done, total=total)
-
-    def add(
-        self, method: str, setting: str, make: Make, *, every_fold: bool = True, key: str = ""
-    ) -> None:
-        """Make a row, or take what an earlier run kept.
-
-        `every_fold`: the folds differ. `key` names what else a kept row hangs on.
-        """
-        count = len(self.task.folds) if every_fold else 1
-        found = []
-        for at in range(count):
-            path = self.folder / f"{_file(method)}-{_file(setting + key)}-{at}.npz"
-            if not path.exists():
-                coded = make(at, self.progress(f"{method} {setting}"))
-                if coded is None:
-                    self.missing.append(f"{method} {setting}".strip())
-                    return
-                coded.save(path)
-            found.append(Coded.load(path))
-        found *= len(self.task.folds) // count
-        self.rows.setdefault(method, {})[setting] = found
-        self._bars.advance(self._count)
-
-    def probed(self) -> dict[str, Any]:
-        """Probe all rows of each pooling; entries of the table by pooling, method and setting."""
-        images, folds = self.task.images, self.task.folds
-        n = len(images.labels)
-        splits = [(a + i * n, b + i * n) for i, (a, b) in enumerate(folds)]
-        labels, units = np.tile(images.labels, len(folds)), np.tile(np.arange(n), len(folds))
-        table: dict[str, Any] = {}
-        for pooling in (MEAN, ROUGH):
-            named = {
-                (method, setting): coded
-                for method, of in self.rows.items()
-                for setting, coded in of.items()
-                if pooling in coded[0].vectors
-            }
-            vectors = {
-                " | ".join(key): np.concatenate([c.vectors[pooling] for c in coded])
-                for key, coded in named.items()
-            }
-            self.progress(f"probes, {pooling}")
-            found = probe(
-                vectors, labels, splits, units, reference=f"{REFERENCE} | ", heads=("linear",)
-            )
-            methods: dict[str, list[dict[str, Any]]] = {}
-            for (method, setting), coded in named.items():
-                entry = found[f"{method} | {setting}"]["linear"]
-                methods.setdefault(method, []).append(
-                    {"setting": setting}
-                    | {
-                        "bytes_per_image": round(float(np.mean([c.size for c in coded])), 3),
-                        "encode_ms": round(float(np.mean([c.encode_ms for c in coded])), 3),
-                        "decode_ms": round(float(np.mean([c.decode_ms for c in coded])), 3),
-                        "accuracy": entry["accuracy"],
-                        "chosen": entry["chosen"],
-                    }
-                )
-            majority = found["majority class"]["linear"]["accuracy"]
-            table[pooling] = {"rows": methods, "majority_class": majority}
-        return table
-
 
 def learned_name(path: Path) -> str:
     """Name the row of a learned model's folder RUN/model."""
     return f"learned: {path.parent.name}"
-
-
-def _file(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9.]+", "_", name)
 
 
 def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:

@@ -18,6 +18,8 @@ from nec.model import Model, sha256_of
 Floats = NDArray[np.float32]
 
 GAMMA = 0.125
+# The row of a model's own rates.
+SHIPPED = "as shipped"
 # Common names of Sentinel-2's bands by their place in an L2A file of 12.
 L2A = ("coastal", "blue", "green", "red", "rededge071", "rededge075", "rededge078", "nir")
 L2A += ("nir08", "nir09", "swir16", "swir22")
@@ -61,6 +63,12 @@ class Eye:
                 gamma=GAMMA,
             )
         return self._fitted[size]
+
+    def digest_of(self, method: str, setting: str) -> str:
+        """Return what a row of compressors that are given hangs on; nothing for other rows."""
+        ladder = self.learned[method][1] if method in self.learned else {}
+        ladder = self.shipped if method == SHIPPED else ladder
+        return ladder[setting].digest if setting in ladder else ""
 
     def embed(self, image: Floats, bands: tuple[str, ...]) -> Floats:
         """Return the tokens (y, x, dim) of a scene (band, y, x)."""

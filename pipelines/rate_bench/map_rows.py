@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from nec.compressor import Compressor
 from nec.rotation import klt
 from rate_bench.bands import BAND_CODECS, BandCodec
-from rate_bench.eyes import Eye
+from rate_bench.eyes import SHIPPED, Eye
+from rate_bench.rows import REFERENCE
 from rate_bench.tasks import Stopwatch
 
 # Bytes a token of the training scenes that our streams aim at.
@@ -20,7 +21,7 @@ SIZES = (0.1, 0.2, 0.3, 0.45, 0.7, 1.0, 1.5, 2.5, 4.0, 8.0, 12.0, 20.0)
 PRINCIPAL, PARTS, STEPS = (1, 2, 4, 8, 16, 32), ((1, 8), (2, 8), (4, 8)), (4.0, 2.0, 1.0, 0.5, 0.25)
 # Tokens that what is simpler is fitted to.
 SIMPLE = 60_000
-REFERENCE, STREAM = "tokens, float32", "transform codec"
+STREAM = "transform codec"
 SEED = 31
 
 Floats = NDArray[np.float32]
@@ -83,7 +84,7 @@ def token_rows(grids: list[Floats], eye: Eye) -> Iterator[Row]:
     for aim in SIZES:
         yield STREAM, f"{aim:g} B", lambda a=aim: code_stream(grids, eye.fitted(a))
     for rate, compressor in eye.shipped.items():
-        yield "as shipped", rate, lambda c=compressor: code_stream(grids, c)
+        yield SHIPPED, rate, lambda c=compressor: code_stream(grids, c)
     flat = np.concatenate([s.reshape(-1, s.shape[-1]) for s in sample])
     flat = flat[np.isfinite(flat).all(1)]
     train = flat[np.sort(np.random.default_rng(SEED).permutation(len(flat))[:SIMPLE])]

@@ -23,7 +23,8 @@ from nec.evaluate.intervals import MARGIN, confusions, estimates
 from nec.heads import SceneClassifier
 from rate_bench.bands import BAND_CODECS
 from rate_bench.eyes import L2A, Eye
-from rate_bench.map_rows import REFERENCE, STREAM, Floats, Left, band_rows, learned_rows, token_rows
+from rate_bench.map_rows import STREAM, Floats, Left, band_rows, learned_rows, token_rows
+from rate_bench.rows import REFERENCE
 
 # Bytes of a pixel and band that the encoder sees.
 SAMPLE = 2
@@ -154,7 +155,7 @@ def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]
     with ledger.counting(f"{task.name}, {eye.name}", len(rows)):
         for method, setting, make in rows:
             name = f"{method} | {setting}"
-            digest = eye.shipped[setting].digest if method == "as shipped" else ""
+            digest = eye.digest_of(method, setting)
 
             def made(make: Callable[[], Left | None] = make) -> dict[str, NDArray[Any]]:
                 left = make()
