@@ -9,8 +9,9 @@ decoded of the training images: pixels that were coded go through the same encod
 of their own. Whatever is fitted is fitted to training images. Rows are paired with the encoder's
 float32 tokens of the raw pixels, pooled alike. Tasks of maps code whole scenes, and a linear head
 labels their tokens; they are measured with Galileo-nano too. Vectors of each row are kept in
---work, so a run that was stopped goes on where it was. Rows whose library is missing (``pip install nec[bench]``)
-are left out, and named. Writes OUT.json and OUT.png; write_rates_page.py makes the page.
+--work, so a run that was stopped goes on where it was. Rows whose library is missing
+(``pip install nec[bench]``) are left out, and named. Writes OUT.json, OUT.png and OUT_maps.png;
+write_rates_page.py makes the page.
 """
 
 import argparse
