@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+# Above this, a cell of a confusion matrix has no room for two lines.
+MANY_CLASSES = 12
+
+
 def draw_confusion(
     matrix: ArrayLike, classes: Sequence[Any], *, ax: "Axes | None" = None
 ) -> "Axes":
     """Draw a confusion matrix: shares of each true class, with counts written in.
+
+    Of many classes the counts stand alone, and those of zero are left out.
 
     Parameters
     ----------
@@ -35,8 +41,10 @@ def draw_confusion(
     ax = _axes(ax)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    many = len(classes) > MANY_CLASSES
     for (row, column), share in np.ndenumerate(shares):
-        text = f"{share:.0%}\n{counts[row, column]:,.0f}"
+        count = f"{counts[row, column]:,.0f}"
+        text = f"{share:.0%}\n{count}" if not many else count if count != "0" else ""
         colour = "white" if share > 0.6 else "black"
         ax.text(column, row, text, ha="center", va="center", fontsize=7, color=colour)
     names = [str(name) for name in classes]
