@@ -32,6 +32,8 @@ def run_parts(
 ) -> dict[str, Any]:
     """Run parts, writing what is there after each; others stay as found with the same weights.
 
+    Calls for different parts may run side by side.
+
     Parameters
     ----------
     target : Path
@@ -50,21 +52,28 @@ def run_parts(
         What else stands before the parts.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {
+    about_all: dict[str, Any] = {
         "weights_sha256": weights,
         **(about or {}),
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "cores": os.cpu_count(),
         "intervals": INTERVALS,
     }
-    if target.exists():
-        before = json.loads(target.read_text())
-        if before.get("weights_sha256") == weights:
-            results |= {part: before[part] for part in jobs if part in before}
+    measured: dict[str, dict[str, Any]] = {}
     for part in wanted:
         start = time.perf_counter()
-        results[part] = jobs[part]()
-        results[part]["seconds"] = round(time.perf_counter() - start, 1)
+        found = jobs[part]()
+        measured[part] = found | {"seconds": round(time.perf_counter() - start, 1)}
+        # Another call may have written parts of its own meanwhile.
+        results = about_all | _kept(target, jobs, weights) | measured
         target.write_text(json.dumps(results, indent=1) + "\n")
-        show(part, results[part])
-    return results
+        show(part, measured[part])
+    return about_all | _kept(target, jobs, weights) | measured
+
+
+def _kept(target: Path, jobs: Iterable[str], weights: Any) -> dict[str, Any]:
+    """Return the parts that are there with the same weights."""
+    before = json.loads(target.read_text()) if target.exists() else {}
+    if before.get("weights_sha256") != weights:
+        return {}
+    return {part: before[part] for part in jobs if part in before}
