@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+import nec
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import LowRankError
 from nec.lowrank import (
@@ -25,12 +26,14 @@ from nec.lowrank import (
     condition_numbers,
     convert,
     deploy,
+    load_lowrank,
     lowrank_layers,
     merge,
     penalty,
     spectral_penalty,
 )
 
+STUDENTS = ("nec-tiny-lowrank", "nec-tiny")
 OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
     "adamw": lambda m: torch.optim.AdamW(m.parameters(), lr=3e-3, weight_decay=0.1),
     "amsgrad": lambda m: torch.optim.Adam(m.parameters(), lr=3e-3, amsgrad=True),
@@ -438,6 +441,35 @@ class Tied(nn.Module):
         self.zero = nn.Linear(16, 16)
         nn.init.zeros_(self.zero.weight)
         self.attention = nn.MultiheadAttention(16, 2)
+
+
+def test_weights_of_any_ranks_load_into_the_dense_architecture() -> None:
+    torch.manual_seed(3)
+    config = VisionTransformerConfig(bands=("red", "nir"), dim=8, width=32, depth=2, heads=1)
+    trained = VisionTransformer(config)
+    convert(trained, rank=0.5, include="blocks.*")
+    layers = list(lowrank_layers(trained).values())
+    layers[0].truncate(0.0, min_rank=1, max_rank=3)
+    view = (torch.rand(2, 2, 16, 16), [0, 1], torch.tensor([10.0, 10.0]))
+    with torch.no_grad():
+        wanted = trained(*view)
+        found = load_lowrank(VisionTransformer(config), trained.state_dict())
+        assert torch.equal(found(*view), wanted)
+        assert next(iter(lowrank_layers(found).values())).ranks == (3, 3)
+        torch.testing.assert_close(deploy(found)(*view), wanted, rtol=1e-4, atol=1e-5)
+        dense = merge(trained)
+        again = load_lowrank(VisionTransformer(config), dense.state_dict())
+    assert torch.equal(again(*view), dense(*view))
+    # The shipped student of low rank gives nearly its teacher's embeddings, in the same basis.
+    models = {name: nec.load_model(name, precision="float32") for name in STUDENTS}
+    assert len({model.basis_hash for model in models.values()}) == 1
+    bands = ("blue", "green", "red")
+    chips = torch.rand(2, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3) * 0.3
+    ours, theirs = (m.encoder.embed(chips, bands=bands, gsd=10.0) for m in models.values())
+    assert F.cosine_similarity(ours, theirs, dim=1).mean() > 0.9
+    assert sum(p.numel() for p in models[STUDENTS[0]].encoder.network.parameters()) < 600_000
+    with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
+        load_lowrank(VisionTransformer(VisionTransformerConfig(width=64)), trained.state_dict())
 
 
 def test_what_stays_dense_and_what_stays_shared() -> None:

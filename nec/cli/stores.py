@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 from rich.progress import Progress
-from rich.table import Table
+from rich.table import Column, Table
 
 from nec.cli.terminal import (
     Checkpoint,
@@ -355,8 +355,10 @@ def models() -> None:
     """
     from nec.model import list_models, load_model
 
-    table = Table("model", "parameters", "bands", "dimensions", "patch", "rates (B a vector)")
-    for name in list_models():
+    names = list_models()
+    first = Column("model", min_width=max(map(len, names)))
+    table = Table(first, "parameters", "bands", "dimensions", "patch", "rates (B a vector)")
+    for name in names:
         model = load_model(name, precision="float32")
         encoder = model.card["encoder"]
         rates = (f"{r} {c.fidelity.bytes_per_vector:.2f}" for r, c in model.compressors.items())

@@ -26,12 +26,12 @@ class BandCodec:
 
     name: str
     ladder: tuple[float, ...]
-    to_bytes: Callable[[Numbers, float], bytes | None]
+    to_bytes: Callable[[Numbers, float], bytes]
     to_numbers: Callable[[bytes], Numbers]
     factor: int = 1
 
-    def encode(self, band: Band, setting: float) -> bytes | None:
-        """Return the stream; None where the codec is not installed. What is missing is filled."""
+    def encode(self, band: Band, setting: float) -> bytes:
+        """Return the stream; what is missing in the band is filled."""
         filled = fill_missing(band[None])[0]
         root = np.sqrt(np.clip(filled, 0, BRIGHTEST) / BRIGHTEST)
         numbers = np.rint(FULL * root).astype(np.uint16)
@@ -73,11 +73,9 @@ def _jpeg2000_numbers(data: bytes) -> Numbers:
     return np.asarray(Image.open(io.BytesIO(data))).astype(np.uint16)
 
 
-def _jpeg_xl(numbers: Numbers, distance: float) -> bytes | None:
-    try:
-        import imagecodecs
-    except ImportError:
-        return None
+def _jpeg_xl(numbers: Numbers, distance: float) -> bytes:
+    import imagecodecs
+
     return bytes(
         imagecodecs.jpegxl_encode(
             numbers, distance=distance, effort=7, usecontainer=False, numthreads=1

@@ -25,7 +25,7 @@ STREAM = "transform codec"
 SEED = 31
 
 Floats = NDArray[np.float32]
-Row = tuple[str, str, Callable[[], "Left | None"]]
+Row = tuple[str, str, Callable[[], "Left"]]
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,9 @@ def token_rows(grids: list[Floats], eye: Eye) -> Iterator[Row]:
         yield "KLT, uniform steps, order-0", f"{step:g}", lambda s=step: _uniform(grids, train, s)
 
 
-def _product(grids: list[Floats], train: Floats, parts: int, bits: int) -> Left | None:
-    try:
-        import faiss
-    except ImportError:
-        return None
+def _product(grids: list[Floats], train: Floats, parts: int, bits: int) -> Left:
+    import faiss
+
     faiss.omp_set_num_threads(1)
     quantiser = product_quantiser(faiss, train.shape[1], parts, bits)
     quantiser.train(np.ascontiguousarray(train[::3]))
@@ -174,7 +172,7 @@ def _bytes(values: Floats) -> float:
 def band_rows(tiles: list[Tile], bands: tuple[str, ...], eye: Eye) -> Iterator[Row]:
     """Give the rows that code raw bands, and describe tokens by them without an encoder."""
 
-    def coded(codec: BandCodec, setting: float) -> Left | None:
+    def coded(codec: BandCodec, setting: float) -> Left:
         encoding, decoding = Stopwatch(), Stopwatch()
         vectors, total, count = [], 0, 0
         for tile in tiles:
@@ -182,8 +180,6 @@ def band_rows(tiles: list[Tile], bands: tuple[str, ...], eye: Eye) -> Iterator[R
             for band in tile.image:
                 with encoding:
                     data = codec.encode(band, setting)
-                if data is None:
-                    return None
                 with decoding:
                     decoded.append(codec.decode(data, band.shape))
                 total += len(data)

@@ -126,7 +126,7 @@ def tested(
     return total
 
 
-def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]) -> dict[str, Any]:
+def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
     """Return the tables of a task: mean IoU and accuracy of every row, by bytes a token."""
     code = hashlib.sha256(
         b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in CODE)
@@ -139,53 +139,24 @@ def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]
     truth = np.where(labels >= 0, np.searchsorted(classes, labels), -1)
     units = token_blocks(task.tiles)
     splits = block_splits(task.tiles, units)
-    tokens = ledger.take(
-        {"tokens": ""},
-        lambda: {f"{i:03d}": eye.embed(t.image, task.bands) for i, t in enumerate(task.tiles)},
-    )
-    grids = [tokens[key] for key in sorted(tokens)]
-    rows = [
-        *token_rows(grids, eye),
-        *learned_rows(task.tiles, task.bands, eye),
-        *band_rows(task.tiles, task.bands, eye),
-    ]
-    counts: dict[str, NDArray[np.float32]] = {}
-    numbers: dict[str, list[float]] = {}
-    missing: list[str] = []
-    with ledger.counting(f"{task.name}, {eye.name}", len(rows)):
-        for method, setting, make in rows:
-            name = f"{method} | {setting}"
-            digest = eye.digest_of(method, setting)
 
-            def made(make: Callable[[], Left | None] = make) -> dict[str, NDArray[Any]]:
-                left = make()
-                if left is None:
-                    return {}
-                return {
-                    "confusions": tested(left.vectors, truth, splits, units),
-                    "numbers": np.array([left.size, left.encode_ms, left.decode_ms]),
-                }
+    def test(vectors: Floats) -> NDArray[np.float32]:
+        return tested(vectors, truth, splits, units)
 
-            found = ledger.take({"row": method, "setting": setting, "digest": digest}, made)
-            if not found:
-                missing.append(name)
-                continue
-            counts[name] = found["confusions"]
-            numbers[name] = found["numbers"].tolist()
-    most = np.zeros_like(counts[f"{REFERENCE} | "])
-    for train, test in splits:
-        inside = test & (truth >= 0)
-        common = np.bincount(truth[train & (truth >= 0)]).argmax()
-        guess = np.full(int(inside.sum()), common)
-        most += confusions(truth[inside], guess, units[inside], most.shape[:2])
-    counts["majority class"] = most
+    rows, missing = measured(task, eye, ledger, test)
+    counts = {name: confusion for name, (confusion, _) in rows.items()}
+    shape = counts[f"{REFERENCE} | "].shape
+    counts["majority class"] = np.zeros(shape, np.float32)
+    for train, inside in ((a & (truth >= 0), b & (truth >= 0)) for a, b in splits):
+        guess = np.full(int(inside.sum()), np.bincount(truth[train]).argmax())
+        counts["majority class"] += confusions(truth[inside], guess, units[inside], shape[:2])
     there = counts[f"{REFERENCE} | "].sum((1, 2)) > 0
     counts = {name: total[there] for name, total in counts.items()}
     table = estimates(counts, reference=f"{REFERENCE} | ", metrics=tuple(MARGINS), seed=SEED)
     views = {}
     for metric, margin in MARGINS.items():
         methods: dict[str, list[dict[str, Any]]] = {}
-        for name, (size, encode_ms, decode_ms) in numbers.items():
+        for name, (_, (size, encode_ms, decode_ms)) in rows.items():
             method, setting = name.split(" | ")
             methods.setdefault(method, []).append(
                 {
@@ -213,6 +184,40 @@ def bench_maps(task: MapTask, eye: Eye, work: Path, *, margins: dict[str, float]
         "poolings": views,
         "left_out": missing,
     }
+
+
+def measured(
+    task: MapTask, eye: Eye, ledger: Ledger, test: Callable[[Floats], NDArray[np.float32]]
+) -> tuple[dict[str, tuple[NDArray[np.float32], list[float]]], list[str]]:
+    """Return confusions and (bytes, encode ms, decode ms) of each row, and rows that cannot be."""
+    tokens = ledger.take(
+        {"tokens": ""},
+        lambda: {f"{i:03d}": eye.embed(t.image, task.bands) for i, t in enumerate(task.tiles)},
+    )
+    grids = [tokens[key] for key in sorted(tokens)]
+    rows = [
+        *token_rows(grids, eye),
+        *learned_rows(task.tiles, task.bands, eye),
+        *band_rows(task.tiles, task.bands, eye),
+    ]
+    found: dict[str, tuple[NDArray[np.float32], list[float]]] = {}
+    missing = []
+    with ledger.counting(f"{task.name}, {eye.name}", len(rows)):
+        for method, setting, make in rows:
+
+            def made(make: Callable[[], Left] = make) -> dict[str, NDArray[Any]]:
+                left = make()
+                numbers = np.array([left.size, left.encode_ms, left.decode_ms])
+                return {"confusions": test(left.vectors), "numbers": numbers}
+
+            name, digest = f"{method} | {setting}", eye.digest_of(method, setting)
+            try:
+                kept = ledger.take({"row": method, "setting": setting, "digest": digest}, made)
+            except ModuleNotFoundError as error:
+                missing.append(f"{method} {setting} ({error.name})")
+                continue
+            found[name] = (kept["confusions"], kept["numbers"].tolist())
+    return found, missing
 
 
 def compared(methods: dict[str, list[dict[str, Any]]], margin: float) -> dict[str, Any]:
