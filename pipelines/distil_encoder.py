@@ -7,8 +7,7 @@
 Begins with the weights of ``lowrank_encoder.py`` (whose ranks it keeps under ``--cap``, with
 truncation and the spectral penalty; in the last third ranks and bases stay), or with those of a
 dense network of ``pretrain_encoder.py``. Student and teacher see the same views, whole: the
-pretraining's, so no image of a test pool. Since the student gives the teacher's embeddings, the
-teacher's basis, compressors and heads serve it.
+pretraining's, so no image of a test pool.
 
 Resumes from the run folder's checkpoint; the data of a step depend on its number. Writes there what
 ``lowrank_encoder.py`` writes; of a dense network ``encoder.safetensors`` and ``log.json``.

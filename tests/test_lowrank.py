@@ -460,9 +460,10 @@ def test_weights_of_any_ranks_load_into_the_dense_architecture() -> None:
         dense = merge(trained)
         again = load_lowrank(VisionTransformer(config), dense.state_dict())
     assert torch.equal(again(*view), dense(*view))
-    # The shipped student of low rank gives nearly its teacher's embeddings, in the same basis.
+    # The shipped student of low rank gives nearly its teacher's embeddings. Not near enough for
+    # heads to move, so its basis is another.
     models = {name: nec.load_model(name, precision="float32") for name in STUDENTS}
-    assert len({model.basis_hash for model in models.values()}) == 1
+    assert len({model.basis_hash for model in models.values()}) == 2
     bands = ("blue", "green", "red")
     chips = torch.rand(2, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3) * 0.3
     ours, theirs = (m.encoder.embed(chips, bands=bands, gsd=10.0) for m in models.values())

@@ -9,8 +9,7 @@ from nec.encoders.vit import VisionTransformer
 class Distillation(nn.Module):
     """Squared error between two networks' embeddings of the same views, tokens and their mean.
 
-    A student that gives its teacher's embeddings takes over the teacher's basis, compressors and
-    heads. Errors are taken in the components of the basis, each over the deviation that the
+    Errors are taken in the components of the basis, each over the deviation that the
     teacher has there: between the plain squared error, in which weak components are lost, and
     that of whitened components, in which noise counts as much as what is seen.
 
