@@ -20,7 +20,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ STREAM = "transform codec"
 MARGIN = 0.01
 IMAGE_TASKS = ("eurosat_rgb", "ucmerced")
 TASKS = (*IMAGE_TASKS, *MAP_TASKS)
+ENCODERS = ("ours", "galileo")
 PACKAGES = ("numpy", "torch", "scikit-learn", "pillow", "imagecodecs", "faiss-cpu", "constriction")
 POOLED = (("PCA-k int8", (4, 8, 16, 32, 64)), ("PCA-k int8, zstd", (8, 16, 32, 64)))
 PRINCIPAL, PARTS = (1, 2, 4, 8, 16, 32), ((1, 4), (1, 8), (2, 8), (4, 8))
@@ -245,6 +246,14 @@ def learned_ladders(models: list[Path]) -> dict[str, tuple[Any, dict[str, Compre
     return found
 
 
+def eyes_of(args: argparse.Namespace, model: Model) -> Iterator[Eye]:
+    """Give the encoders that maps are measured with."""
+    if "ours" in args.encoders:
+        yield our_eye(model, args.data, learned_ladders(args.models))
+    if "galileo" in args.encoders:
+        yield galileo_eye(args.data)
+
+
 def versions() -> dict[str, str]:
     """Return the releases of what is installed."""
     found = {package: installed(package) for package in PACKAGES}
@@ -259,6 +268,9 @@ def main() -> None:
     parser.add_argument("--model", default="nec-tiny", help="encoder of all rows but --models")
     parser.add_argument(
         "--models", type=Path, nargs="*", default=[], help="folders RUN/model of learned models"
+    )
+    parser.add_argument(
+        "--encoders", nargs="+", choices=ENCODERS, default=ENCODERS, help="of the maps"
     )
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--train", type=int, default=2400, help="training images of EuroSAT")
@@ -292,8 +304,7 @@ def main() -> None:
     for name in args.tasks:
         start = time.perf_counter()
         if name in MAP_TASKS:
-            eyes = eyes or [our_eye(model, args.data, learned_ladders(args.models))]
-            eyes += [] if len(eyes) > 1 else [galileo_eye(args.data)]
+            eyes = eyes or [*eyes_of(args, model)]
             for eye in eyes:
                 found = bench_maps(MAP_TASKS[name](args.data, eye), eye, args.work)
                 results[f"{name}, {eye.name}"] = found
