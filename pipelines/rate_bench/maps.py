@@ -114,7 +114,7 @@ def tested(
         # A quarter of the training blocks chooses the penalty.
         held = rng.permutation(shape[0])[units[learned]] % 4 == 0
         fitted, checked = learned[~held], learned[held]
-        heads = [SceneClassifier(C=c, standardize=True, max_iter=500) for c in STRENGTHS]
+        heads = [SceneClassifier(C=c, max_iter=300) for c in STRENGTHS]
         scores = [
             h.fit(vectors[fitted], truth[fitted]).score(vectors[checked], truth[checked])
             for h in heads
