@@ -6,7 +6,7 @@ Rows: a dense network, the same with the spectral penalty, low rank, low rank wi
 and a natively small dense network of as many parameters as the latter has. Trained on EuroSAT
 RGB's training side, reduced to 32 × 32 pixels, tested on its pool. Networks and what they answer
 are kept as soon as they are there, seed by seed; a later call adds seeds, networks or attacked
-images, and the command may be stopped and started. About nine minutes a seed on one core for
+images, and the command may be stopped and started. About an hour a seed on one core for
 both networks. Writes ``docs/benchmarks/robust_lowrank.{json,png}``.
 
 Epochs, rates, ranks and weights of the penalty were chosen on validation images of the training
