@@ -4,7 +4,8 @@
     python pipelines/bench_lowrank_encoder.py ../shared/data runs/lowrank_encoder \
         --small runs/small/encoder.safetensors --small-width 64 --small-depth 10
 
-The run is one of ``lowrank_encoder.py``; its network is measured as it would be deployed, by two
+The run is one of ``lowrank_encoder.py``, or of ``distil_encoder.py`` from it (then with ``--out
+docs/benchmarks/distilled_encoder``); its network is measured as it would be deployed, by two
 plain factors a layer. The small network is one of ``pretrain_encoder.py --width --depth`` with
 about as many parameters; without its weights it is timed only. Everything is paired with
 nec-tiny: speed in both precisions, accuracies of the encoder's benchmark, nec-tiny's heads on the

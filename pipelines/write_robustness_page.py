@@ -3,8 +3,8 @@
     python pipelines/write_robustness_page.py
 
 Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``),
-``masking.json`` (see ``bench_masking.py``) and ``lowrank_encoder.json`` (see
-``bench_lowrank_encoder.py``), where they are there.
+``masking.json`` (see ``bench_masking.py``), ``lowrank_encoder.json`` and
+``distilled_encoder.json`` (see ``bench_lowrank_encoder.py``), where they are there.
 """
 
 import argparse
