@@ -120,7 +120,7 @@ class Model:
             VisionTransformerConfig,
             VisionTransformerEncoder,
         )
-        from nec.lowrank import LowRankLayer, deploy, load_lowrank
+        from nec.lowrank import deploy, is_lowrank, load_lowrank
 
         config = dict(self.card["encoder"])
         network = VisionTransformer(
@@ -133,7 +133,7 @@ class Model:
             raise ModelError(
                 f"the weights of {self.name} do not fit its configuration", "fetch the model again"
             ) from error
-        if any(isinstance(module, LowRankLayer) for module in network.modules()):
+        if is_lowrank(network):
             deploy(network)
         if self.backend == "openvino":
             from nec.encoders.openvino import OpenvinoEncoder

@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-from nec.lowrank import LowRankLayer, LowRankTrainer, load_lowrank
+from nec.lowrank import LowRankTrainer, is_lowrank, load_lowrank
 from nec.model import Model, load_model
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.distillation import Distillation
@@ -63,11 +63,6 @@ class Views:
         """Return the deviation of the teacher's components over the first steps."""
         rows = [self.of(step)[3].movedim(1, -1).flatten(0, -2) for step in range(MEASURED)]
         return (torch.cat(rows) @ basis).std(0)
-
-
-def is_lowrank(network: VisionTransformer) -> bool:
-    """Say whether any of a network's layers is low-rank."""
-    return any(isinstance(module, LowRankLayer) for module in network.modules())
 
 
 class Student:

@@ -218,6 +218,11 @@ def load_lowrank(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     return model
 
 
+def is_lowrank(model: nn.Module) -> bool:
+    """Say whether any layer of a model is low-rank."""
+    return any(isinstance(module, LowRankLayer) for module in model.modules())
+
+
 def lowrank_layers(model: nn.Module) -> dict[str, LowRankLayer]:
     """Return the low-rank layers of a model by dotted name, each once.
 
