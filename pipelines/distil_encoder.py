@@ -6,8 +6,10 @@
 
 Begins with the weights of ``lowrank_encoder.py`` (whose ranks it keeps under ``--cap``, with
 truncation and the spectral penalty; in the last third ranks and bases stay), or with those of a
-dense network of ``pretrain_encoder.py``. Student and teacher see the same views, whole: the
-pretraining's, so no image of a test pool.
+dense network of ``pretrain_encoder.py``. With ``--free``, ranks are those of the weights and bases
+and cores learn alike, as plain matrices that are made orthonormal at the end: a last stage, after
+one that found the ranks. Student and teacher see the same views, whole: the pretraining's, so no
+image of a test pool.
 
 Resumes from the run folder's checkpoint; the data of a step depend on its number. Writes there what
 ``lowrank_encoder.py`` writes; of a dense network ``encoder.safetensors`` and ``log.json``.
@@ -28,7 +30,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-from nec.lowrank import LowRankTrainer, is_lowrank, load_lowrank
+from nec.lowrank import LowRankTrainer, is_lowrank, load_lowrank, lowrank_layers
 from nec.model import Model, load_model
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.distillation import Distillation
@@ -75,7 +77,7 @@ class Student:
         self.step, self.cpu_hours = 0, 0.0
         self.log: list[dict[str, float]] = []
         self.settled = round((1 - SETTLED) * args.steps)
-        if is_lowrank(objective.network):
+        if is_lowrank(objective.network) and not args.free:
             self.optimizers = [optimizer_of(objective, args.peak, args.core_peak)]
             self.trainer = LowRankTrainer(
                 objective,
@@ -87,6 +89,7 @@ class Student:
                 max_norm=1.0,
             )
         else:
+            objective.network.requires_grad_(True)
             self.optimizers = make_optimizers(objective, args.peak, "muon")
             self._begin_average()
 
@@ -208,6 +211,8 @@ def main() -> None:
     if student.step == args.steps and student.average is not None:
         averaged = student.average.module.eval()
         if is_lowrank(averaged):
+            for layer in lowrank_layers(averaged).values():
+                layer.orthonormalise()
             keep_weights(averaged, args.run, student.log)
         else:
             save(averaged, args.run / "encoder.safetensors")
@@ -228,6 +233,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--core-peak", type=float, default=2e-3, help="the same of cores")
+    parser.add_argument("--free", action="store_true", help="train bases as plain matrices")
     parser.add_argument("--cap", type=int, default=25, help="highest rank")
     parser.add_argument("--tau", type=float, default=0.02, help="truncation")
     parser.add_argument("--beta", type=float, default=0.002, help="weight of the penalty")

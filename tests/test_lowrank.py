@@ -209,6 +209,25 @@ def test_truncation_keeps_its_promise() -> None:
     assert LowRankConv2d.of(nn.Conv2d(5, 12, (1, 2)), 0.5).ranks == (4, 2)
 
 
+def test_bases_trained_as_plain_matrices_are_made_orthonormal() -> None:
+    model = network()
+    convert(model, rank=3, minimum=4)
+    model.requires_grad_(True)
+    closure = task(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    before = float(closure())
+    for _ in range(10):
+        optimizer.zero_grad()
+        closure().backward()
+        optimizer.step()
+    after = float(closure())
+    assert after < before and skew(model) > 1e-3
+    for layer in lowrank_layers(model).values():
+        layer.orthonormalise()
+    assert skew(model) < 1e-5
+    assert float(closure()) == pytest.approx(after, rel=1e-4)
+
+
 def test_decay_and_plain_loops_leave_the_bases_alone() -> None:
     model = network()
     convert(model, rank=3, minimum=4)

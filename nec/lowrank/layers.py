@@ -153,6 +153,18 @@ class LowRankLayer(nn.Module, ABC):
             self._replace(output, core, inputs)
         return BasisChange(*turns)
 
+    @torch.no_grad()
+    def orthonormalise(self) -> None:
+        """Make bases that were trained as plain matrices orthonormal again; the weight stays.
+
+        What of them is not orthonormal goes into the core (U = Q R; C becomes R_U C R_Vᵀ).
+        """
+        with torch.autocast(self.core.device.type, enabled=False):
+            wide = working_dtype(self.core)
+            output, left = torch.linalg.qr(self.output_basis.to(wide))
+            inputs, right = torch.linalg.qr(self.input_basis.to(wide))
+            self._replace(output, BasisChange(left, right).of(self.core.to(wide)), inputs)
+
     @abstractmethod
     def dense(self) -> nn.Module:
         """Return the plain layer of the same weight."""
