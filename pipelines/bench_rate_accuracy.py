@@ -28,17 +28,17 @@ import numpy as np
 import torch
 from main_job.statistics import pixel_statistics
 from measured_parts import installed
+from rate_bench.coders import STREAM, Coder, plain
 from rate_bench.embeddings import (
     FALLOFFS,
     Embeddings,
     Ladder,
-    code_floats,
     code_pooled,
-    code_principal,
-    code_product,
-    code_stream,
-    code_uniform,
     ladder_of,
+    principal_of,
+    product_of,
+    stream_of,
+    uniform_of,
 )
 from rate_bench.eyes import Eye, galileo_eye, our_eye
 from rate_bench.figure import draw
@@ -65,7 +65,6 @@ from nec.compressor import Compressor
 from nec.evaluate import compare_rates
 from nec.model import Model, load_model
 
-STREAM = "transform codec"
 MARGIN = 0.01
 IMAGE_TASKS = ("eurosat_rgb", "ucmerced")
 TASKS = (*IMAGE_TASKS, *MAP_TASKS)
@@ -91,18 +90,26 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
     def of(fold: int, own: Any = tokens) -> Embeddings:
         return Embeddings(task, task.folds[fold], own)
 
-    rows.add(REFERENCE, "", lambda f, p: code_floats(of(f), "float32", p))
-    rows.add("tokens, float16", "", lambda f, p: code_floats(of(f), "float16", p))
+    def add(
+        method: str,
+        setting: str,
+        make: Callable[[Embeddings], Coder],
+        own: Any = tokens,
+        key: str = "",
+    ) -> None:
+        def coded(fold: int, progress: Progress) -> Coded:
+            data = of(fold, own)
+            return data.coded(make(data), progress)
+
+        rows.add(method, setting, coded, key=key)
+
+    add(REFERENCE, "", lambda _: plain("float32"))
+    add("tokens, float16", "", lambda _: plain("float16"))
     add_ladder(rows, of, 1.0, STREAM)
     for falloff in FALLOFFS:
         add_ladder(rows, of, falloff, f"{STREAM}, falloff {falloff:g}")
     for rate, compressor in model.compressors.items():
-        rows.add(
-            "as shipped",
-            rate,
-            lambda f, p, c=compressor: code_stream(of(f), c, p),
-            key=compressor.digest,
-        )
+        add("as shipped", rate, lambda e, c=compressor: stream_of(e, c), key=compressor.digest)
     for path in models:
         own = load_model(path)
         name = learned_name(path)
@@ -113,34 +120,18 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
             rows.progress(f"{name}: encoder"),
         )
         ladder = {p.stem: Compressor.load(p) for p in ladder_of(path)} or own.compressors
-        rows.add(
-            f"{name}, float32",
-            "",
-            lambda f, p, t=theirs: code_floats(of(f, t), "float32", p),
-            key=own.weights_sha256[:8],
-        )
+        weights = own.weights_sha256[:8]
+        add(f"{name}, float32", "", lambda _: plain("float32"), theirs, weights)
         for rate, c in ladder.items():
-            rows.add(
-                name,
-                rate,
-                lambda f, p, c=c, t=theirs: code_stream(of(f, t), c, p),
-                key=f"{c.digest[:8]}{own.weights_sha256[:8]}",
-            )
+            key = f"{c.digest[:8]}{weights}"
+            add(name, rate, lambda e, c=c: stream_of(e, c), theirs, key)
     for step in STEPS:
-        rows.add(
-            "KLT, uniform steps, order-0",
-            f"{step:g}",
-            lambda f, p, s=step: code_uniform(of(f), s, p),
-        )
+        add("KLT, uniform steps, order-0", f"{step:g}", lambda e, s=step: uniform_of(e, s))
     for packed, name in ((False, "tokens, PCA-k int8"), (True, "tokens, PCA-k int8, zstd")):
         for k in PRINCIPAL:
-            rows.add(name, str(k), lambda f, p, k=k, z=packed: code_principal(of(f), k, z, p))
+            add(name, str(k), lambda e, k=k, z=packed: principal_of(e, k, z))
     for parts, bits in PARTS:
-        rows.add(
-            "tokens, PQ",
-            f"{parts} x {bits}",
-            lambda f, p, m=parts, b=bits: code_product(of(f), m, b, p),
-        )
+        add("tokens, PQ", f"{parts} x {bits}", lambda e, m=parts, b=bits: product_of(e, m, b))
     both = pooled_both(np.asarray(tokens))
     for pooling, vectors in both.items():
         add_pooled(rows, f"pooled, {pooling}", vectors, pooling)
@@ -155,7 +146,7 @@ def add_ladder(rows: Rows, of: Callable[[int], Embeddings], falloff: float, name
     def make(fold: int, size: float, progress: Progress) -> Coded:
         if fold not in ladders:
             ladders[fold] = Ladder(of(fold), falloff)
-        return code_stream(of(fold), ladders[fold].fit(size), progress)
+        return of(fold).coded(stream_of(of(fold), ladders[fold].fit(size)), progress)
 
     for size in task.sizes:
         rows.add(name, f"{size:g} B", lambda f, p, s=size: make(f, s, p))
@@ -331,7 +322,7 @@ def main() -> None:
             "raw_bytes": task.raw_bytes,
             "encoder_ms": round(encoder_ms, 2),
             "reference": REFERENCE,
-            "poolings": tables,
+            "views": tables,
             "left_out": rows.missing,
             "seconds": round(time.perf_counter() - start, 1),
         }

@@ -48,7 +48,7 @@ def at_sizes(found: dict[str, Any], pooling: str) -> str:
     rows = [("at most", "method", f"B {unit}", f"{score}, % (95 %)", "against float32, points")]
     for part in SHARES:
         most = part * found["raw_bytes"]
-        for method, points in found["poolings"][pooling]["rows"].items():
+        for method, points in found["views"][pooling]["rows"].items():
             small = [r for r in points if r[key] <= most]
             if not small:
                 continue
@@ -68,9 +68,9 @@ def at_sizes(found: dict[str, Any], pooling: str) -> str:
 
 def equal_accuracy(found: dict[str, Any], pooling: str) -> str:
     """Return bytes of each method a point below float32, and what they save."""
-    comparisons = found["poolings"][pooling]["comparisons"]
+    comparisons = found["views"][pooling]["comparisons"]
     bases = list(comparisons)
-    loss = f"-{100 * found['poolings'][pooling].get('margin', MARGIN):g} point(s)"
+    loss = f"-{100 * found['views'][pooling].get('margin', MARGIN):g} point(s)"
     head = ("method", f"B at {loss}", "B where the bound holds", "smallest row that holds")
     head += tuple(f"saved over {comparisons[b]['base']}: on average, at {loss}" for b in bases)
     rows = [head]
@@ -90,7 +90,7 @@ def every_row(found: dict[str, Any], pooling: str) -> str:
     unit, key = unit_of(found)
     score = SCORES.get(pooling, "accuracy")
     rows = [("method", "setting", f"B {unit}", f"{score}, % (95 %)", "encode, decode: CPU ms")]
-    for method, points in found["poolings"][pooling]["rows"].items():
+    for method, points in found["views"][pooling]["rows"].items():
         rows += [
             (
                 method,
@@ -101,7 +101,7 @@ def every_row(found: dict[str, Any], pooling: str) -> str:
             )
             for r in points
         ]
-    trivial = percent(found["poolings"][pooling]["majority_class"])
+    trivial = percent(found["views"][pooling]["majority_class"])
     rows.append(("majority class", "", "0", trivial, ""))
     return table(*rows)
 
@@ -124,7 +124,7 @@ def about(found: dict[str, Any]) -> str:
 def section(found: dict[str, Any]) -> str:
     """Return the tables of a task."""
     parts = [f"### {found['title']}", about(found)]
-    for pooling, of in found["poolings"].items():
+    for pooling, of in found["views"].items():
         whole = of["rows"][found["reference"]][0]["accuracy"]
         parts += [
             f"**{titled(pooling)}** (float32: {percent(whole)})",
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("docs/benchmarks/rate_accuracy.json"))
     args = parser.parse_args()
     results = json.loads(args.json.read_text())
-    tasks = [found for found in results.values() if isinstance(found, dict) and "poolings" in found]
+    tasks = [found for found in results.values() if isinstance(found, dict) and "views" in found]
     parts = [*map(section, tasks), *learned(results.get("learned", {}))]
     text = replace_block(args.page.read_text(), "tables", "\n\n".join(parts))
     args.page.write_text(text)

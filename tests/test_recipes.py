@@ -12,7 +12,7 @@ def pipelines(monkeypatch):
 
 
 def test_what_was_found_is_not_sought_again(tmp_path):
-    from heads_bench.ledger import Ledger
+    from ledger import Ledger
 
     made = []
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fit_compressors import GAMMA
 from numpy.typing import NDArray
 
 from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens
@@ -17,7 +18,7 @@ from nec.heads.pooling import mean_and_roughness
 
 # Bytes a vector on the fitting sample.
 RATES = (0.06, 0.15, 0.5, 1.5)
-GAMMA = 0.125
+
 # Images coded together, as in a store; images that a compressor is fitted to.
 CHUNK, FITTED = 100, 1000
 LABELS, RESAMPLES = 4000, 3

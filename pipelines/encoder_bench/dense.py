@@ -85,11 +85,16 @@ def pixels_around(tile: Tile) -> Vectors:
     return np.moveaxis(middle, 0, 2).reshape(*middle.shape[1:3], -1)
 
 
-def tokens_around(tile: Tile) -> Vectors:
-    """Return mean and deviation of the 5 x 5 patches around each token, (y, x, 50 bands)."""
+def moments(tile: Tile) -> Vectors:
+    """Return mean and deviation of each band in each token, (y, x, 2 bands)."""
     bands, height, width = tile.image.shape
     cut = tile.image.reshape(bands, height // PATCH, PATCH, width // PATCH, PATCH)
-    both = np.concatenate([cut.mean((2, 4)), cut.std((2, 4))])
+    return np.moveaxis(np.concatenate([cut.mean((2, 4)), cut.std((2, 4))]), 0, -1)
+
+
+def tokens_around(tile: Tile) -> Vectors:
+    """Return mean and deviation of the 5 x 5 patches around each token, (y, x, 50 bands)."""
+    both = np.moveaxis(moments(tile), -1, 0)
     padded = np.pad(both, ((0, 0), (2, 2), (2, 2)), mode="edge")
     windows = np.lib.stride_tricks.sliding_window_view(padded, (5, 5), axis=(1, 2))
     return np.moveaxis(windows, 0, 2).reshape(*windows.shape[1:3], -1)

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens, ucmerced
 from encoder_bench.probes import Split, probe
+from ledger import Ledger
 from main_job.statistics import pixel_statistics
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
 from heads_bench.cnn import train_classifier
-from heads_bench.ledger import Ledger
 from nec.compressor import Compressor
 from nec.encoders import Encoder
 from nec.evaluate import spatial_blocks
@@ -291,7 +291,7 @@ def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Call
         "weights": model.weights_sha256,
         "rates": {rate: model.compressors[rate].digest for rate in RATES},
     }
-    ledger = Ledger(args.work / "classification", told)
+    ledger = Ledger(args.work / "classification", told, [Path(__file__).parent])
     settings = {n: getattr(args, n) for n in ("train", "test", "ucmerced", "epochs")}
     yield "alphaearth", lambda: bench_alphaearth(args.data)
     yield (

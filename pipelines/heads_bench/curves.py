@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from encoder_bench.dense import Tile, embed_tile
+from ledger import Ledger
 from numpy.typing import NDArray
 
 from heads_bench.biomass import (
@@ -21,7 +22,6 @@ from heads_bench.biomass import (
     unet_row,
 )
 from heads_bench.classification import DRAWS, FRACTIONS, matched
-from heads_bench.ledger import Ledger
 from heads_bench.places import block_folds
 from heads_bench.unet import Schedule
 from nec.evaluate import transfer_curve
@@ -238,7 +238,7 @@ def parts_of(args: Any, model: Model) -> Iterator[tuple[str, Callable[[], Any]]]
         "weights": model.weights_sha256,
         "rates": {rate: model.compressors[rate].digest for rate in RATES},
     }
-    ledger = Ledger(args.work / "curves", told)
+    ledger = Ledger(args.work / "curves", told, [Path(__file__).parent])
     yield (
         "hainich_labels",
         lambda: bench_hainich_labels(

@@ -10,10 +10,10 @@ import numpy as np
 import rasterio
 import xarray as xr
 from encoder_bench.dense import L1C, L2A, Tile, embed_tile
+from ledger import Ledger
 from numpy.typing import NDArray
 from sklearn.ensemble import RandomForestClassifier
 
-from heads_bench.ledger import Ledger
 from heads_bench.places import block_folds, blocks_of
 from heads_bench.unet import Schedule, entropy, train_unet
 from nec.encoders import Encoder
@@ -313,7 +313,7 @@ def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Call
         "unet_steps": budget.unet,
         "decoder_steps": budget.decoder,
     }
-    ledger = Ledger(args.work / "segmentation", told)
+    ledger = Ledger(args.work / "segmentation", told, [Path(__file__).parent])
     common = (args.data, model, twin, ledger, budget)
     yield "terramesh", lambda: bench_terramesh(*common)
     yield "flood", lambda: bench_flood(*common, folds=args.folds)

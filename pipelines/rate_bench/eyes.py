@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from encoder_bench.dense import BANDS, Tile, embed_tile
+from fit_compressors import GAMMA
 from numpy.typing import NDArray
 
 from nec.compressor import Compressor
@@ -17,7 +18,6 @@ from nec.model import Model, sha256_of
 
 Floats = NDArray[np.float32]
 
-GAMMA = 0.125
 # The row of a model's own rates.
 SHIPPED = "as shipped"
 # Common names of Sentinel-2's bands by their place in an L2A file of 12.

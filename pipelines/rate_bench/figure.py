@@ -40,14 +40,14 @@ LEFT_OUT = ("tokens, float",)
 
 def draw(results: dict[str, Any], path: Path) -> None:
     """Draw what there is to a PNG."""
-    panels = [(t, p) for t, found in results.items() for p in found["poolings"]]
+    panels = [(t, p) for t, found in results.items() for p in found["views"]]
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         figure, axes = plt.subplots(
             len(results), 2, figsize=(15, 5.8 * len(results)), layout="constrained", squeeze=False
         )
         for ax, (task, pooling) in zip(axes.ravel(), panels, strict=True):
             found = results[task]
-            _panel(ax, found["poolings"][pooling], found["reference"], found.get("unit", "image"))
+            _panel(ax, found["views"][pooling], found["reference"], found.get("unit", "image"))
             title = SCORES.get(pooling, f"probe on {pooling}")
             ax.set_title(f"{found['title']}\n{title}", loc="left", fontsize=9)
             for share in (0.003, 0.001):

@@ -1,6 +1,5 @@
 """Maps at each rate: classes of tokens by a linear head, on what is left of scenes and tokens."""
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +14,16 @@ from encoder_bench.dense import (
     read_tile,
     token_blocks,
 )
-from heads_bench.ledger import Ledger
+from ledger import Ledger
 from numpy.typing import NDArray
 
 from nec.evaluate import compare_rates
 from nec.evaluate.intervals import MARGIN, confusions, estimates
 from nec.heads import SceneClassifier
 from rate_bench.bands import BAND_CODECS
+from rate_bench.coders import STREAM, Floats
 from rate_bench.eyes import L2A, Eye
-from rate_bench.map_rows import STREAM, Floats, Left, band_rows, learned_rows, token_rows
+from rate_bench.map_rows import Left, band_rows, learned_rows, token_rows
 from rate_bench.rows import REFERENCE
 
 # Bytes of a pixel and band that the encoder sees.
@@ -35,7 +35,7 @@ ALBERTA_EDGE = 768
 MARGINS = {"mean_iou": 2 * MARGIN, "accuracy": MARGIN}
 SEED = 31
 # What results hang on.
-CODE = ("maps", "map_rows", "bands", "eyes")
+CODE = ("maps", "map_rows", "coders", "bands", "eyes")
 # Bands of an L1C file of 13, and of the Alberta scene.
 L1C = (*L2A[:10], "cirrus", *L2A[10:])
 ALBERTA = ("blue", "green", "red", "nir", "swir16")
@@ -128,12 +128,9 @@ def tested(
 
 def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
     """Return the tables of a task: mean IoU and accuracy of every row, by bytes a token."""
-    code = hashlib.sha256(
-        b"".join(Path(__file__).with_name(f"{n}.py").read_bytes() for n in CODE)
-    ).hexdigest()[:12]
-    ledger = Ledger(
-        work / "maps", {"task": task.name, "eye": eye.name, "weights": eye.weights, "rates": code}
-    )
+    about = {"task": task.name, "eye": eye.name, "weights": eye.weights}
+    code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
+    ledger = Ledger(work / "maps", about, code)
     labels = np.concatenate([t.labels.ravel() for t in task.tiles])
     classes = np.unique(labels[labels >= 0])
     truth = np.where(labels >= 0, np.searchsorted(classes, labels), -1)
@@ -181,7 +178,7 @@ def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
         "bands": list(task.bands),
         "raw_bytes": task.raw_bytes,
         "reference": REFERENCE,
-        "poolings": views,
+        "views": views,
         "left_out": missing,
     }
 

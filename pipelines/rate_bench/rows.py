@@ -13,7 +13,7 @@ from rate_bench.tasks import MEAN, ROUGH, Coded, Progress, Task
 
 REFERENCE = "tokens, float32"
 
-# Makes a row of a fold; None where a library is missing.
+# Makes a row of a fold; None where it cannot be, or ModuleNotFoundError where a library lacks.
 Make = Callable[[int, Progress], Coded | None]
 
 
@@ -44,7 +44,10 @@ class Rows:
         for at in range(count):
             path = self.folder / f"{_file(method)}-{_file(setting + key)}-{at}.npz"
             if not path.exists():
-                coded = make(at, self.progress(f"{method} {setting}"))
+                try:
+                    coded = make(at, self.progress(f"{method} {setting}"))
+                except ModuleNotFoundError:
+                    coded = None
                 if coded is None:
                     self.missing.append(f"{method} {setting}".strip())
                     return

@@ -4,9 +4,9 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, NDArray[Any]]
-# What is found hangs on this code too.
-CODE = Path(__file__).parent
 
 
 @dataclass
@@ -31,18 +29,22 @@ class Ledger:
         Where results are kept.
     about : mapping
         What all of them hang on: weights, settings. JSON.
+    code : iterable of Path
+        Files, or folders of modules, that they hang on too.
     """
 
     folder: Path
     about: Mapping[str, Any]
+    code: InitVar[Iterable[Path]] = ()
     _bar: Progress | None = field(default=None, init=False)
     _task: Any = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        code = hashlib.sha256()
-        for path in sorted(CODE.glob("*.py")):
-            code.update(path.read_bytes())
-        self.about = {**self.about, "code": code.hexdigest()}
+    def __post_init__(self, code: Iterable[Path]) -> None:
+        digest = hashlib.sha256()
+        for given in code:
+            for path in sorted(given.glob("*.py")) if given.is_dir() else [given]:
+                digest.update(path.read_bytes())
+        self.about = {**self.about, "code": digest.hexdigest()}
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager
