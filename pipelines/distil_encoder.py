@@ -17,28 +17,24 @@ Resumes from the run folder's checkpoint; the data of a step depend on its numbe
 
 import argparse
 import json
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
+from course import Course
 from imagery import Imagery, load_imagery
-from lowrank_encoder import keep_weights, optimizer_of, save
-from pretrain_encoder import AVERAGE, learning_rate, make_optimizers
+from lowrank_encoder import encoder_trainer, keep_weights, save
+from pretrain_encoder import make_optimizers
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
-from nec.lowrank import LowRankTrainer, is_lowrank, load_lowrank, lowrank_layers
+from nec.lowrank import is_lowrank, load_lowrank, lowrank_layers
 from nec.model import Model, load_model
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.distillation import Distillation
 
 # Steps whose views give the deviation of the teacher's components.
 MEASURED = 8
-# Share of the steps at the end in which a low-rank network's ranks and bases stay.
-SETTLED = 1 / 3
 
 
 class Views:
@@ -65,101 +61,6 @@ class Views:
         """Return the deviation of the teacher's components over the first steps."""
         rows = [self.of(step)[3].movedim(1, -1).flatten(0, -2) for step in range(MEASURED)]
         return (torch.cat(rows) @ basis).std(0)
-
-
-class Student:
-    """A network in training, low-rank or dense, with its optimisers and its running average."""
-
-    def __init__(self, objective: Distillation, args: argparse.Namespace) -> None:
-        self.objective, self._args = objective, args
-        self.trainer: LowRankTrainer | None = None
-        self.average: AveragedModel | None = None
-        self.step, self.cpu_hours = 0, 0.0
-        self.log: list[dict[str, float]] = []
-        self.settled = round((1 - SETTLED) * args.steps)
-        if is_lowrank(objective.network) and not args.free:
-            self.optimizers = [optimizer_of(objective, args.peak, args.core_peak)]
-            self.trainer = LowRankTrainer(
-                objective,
-                self.optimizers[0],
-                tau=args.tau,
-                beta=args.beta,
-                core_steps=args.core_steps,
-                max_rank=args.cap,
-                max_norm=1.0,
-            )
-        else:
-            objective.network.requires_grad_(True)
-            self.optimizers = make_optimizers(objective, args.peak, "muon")
-            self._begin_average()
-
-    def _begin_average(self) -> None:
-        self.average = AveragedModel(
-            self.objective.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)
-        )
-
-    def take_step(self, views: Views) -> None:
-        """Train on the views of the next step."""
-        rate = learning_rate(self.step, self._args.steps, self._args.steps - self.settled)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * rate
-        view, index, scale, target = views.of(self.step)
-        seen: dict[str, Tensor] = {}
-
-        def closure() -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                losses = self.objective(view, index, scale, target)
-            seen.update({k: v.detach() for k, v in losses.items()})
-            return losses["loss"]
-
-        if self.trainer is not None:
-            self.trainer.adaptive = self.step < self.settled
-            self.trainer.step(closure)
-            if self.step == self.settled:
-                # A cycle may have run on until here.
-                self.trainer.truncate()
-                self._begin_average()
-        else:
-            closure().backward()
-            torch.nn.utils.clip_grad_norm_(self.objective.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.objective.network)
-        self.log.append({"step": self.step} | {k: round(v.item(), 5) for k, v in seen.items()})
-        self.step += 1
-
-    def save(self, checkpoint: Path, cpu_hours: float) -> None:
-        """Keep all that `load` needs."""
-        state: dict[str, Any] = {
-            "network": self.objective.network.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-            "trainer": None if self.trainer is None else self.trainer.state_dict(),
-            "step": self.step,
-            "log": self.log,
-            "cpu_hours": self.cpu_hours + cpu_hours,
-            "arguments": {k: str(v) for k, v in vars(self._args).items()},
-        }
-        part = checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(checkpoint)
-
-    def load(self, checkpoint: Path) -> None:
-        """Go on where a checkpoint was taken."""
-        state = torch.load(checkpoint, weights_only=True)
-        self.objective.network.load_state_dict(state["network"])
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        if self.trainer is not None:
-            self.trainer.load_state_dict(state["trainer"])
-        if state["average"] is not None:
-            self._begin_average()
-            self.average.load_state_dict(state["average"])
-        self.step, self.log, self.cpu_hours = (state[k] for k in ("step", "log", "cpu_hours"))
-        print(f"resumed at step {self.step}", flush=True)
 
 
 def student_of(args: argparse.Namespace, teacher: Model) -> VisionTransformer:
@@ -195,28 +96,32 @@ def main() -> None:
     network = student_of(args, teacher).train()
     views = Views(load_imagery(args.data, args.split), teacher.encoder.network, args)
     basis = torch.from_numpy(teacher.basis).float()
-    student = Student(Distillation(network, basis, views.deviation(basis)), args)
-    checkpoint = args.run / "checkpoint.pt"
-    if checkpoint.exists():
-        student.load(checkpoint)
-    first, started, cpu = student.step, time.perf_counter(), time.process_time()
-    last = min(args.steps, first + (args.stop_after or args.steps))
-    while student.step < last:
-        student.take_step(views)
-        if student.step % 20 == 0 or student.step == last:
-            rate = (student.step - first) * args.batch / (time.perf_counter() - started)
-            print(json.dumps(student.log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
-        if student.step % 100 == 0 or student.step == last:
-            student.save(checkpoint, (time.process_time() - cpu) / 3600)
-    if student.step == args.steps and student.average is not None:
-        averaged = student.average.module.eval()
+    objective = Distillation(network, basis, views.deviation(basis))
+    if is_lowrank(network) and not args.free:
+        trainer = encoder_trainer(objective, args)
+        course = Course(objective, [trainer.optimizer], args.steps, trainer)
+    else:
+        network.requires_grad_(True)
+        course = Course(objective, make_optimizers(objective, args.peak, "muon"), args.steps)
+
+    def take_step(step: int) -> None:
+        seen = views.of(step)
+
+        def losses() -> dict[str, Tensor]:
+            with torch.autocast("cpu", torch.bfloat16):
+                return objective(*seen)
+
+        course.take_step(losses)
+
+    if course.run(args.run / "checkpoint.pt", args, take_step):
+        averaged = course.average.module.eval()
         if is_lowrank(averaged):
             for layer in lowrank_layers(averaged).values():
                 layer.orthonormalise()
-            keep_weights(averaged, args.run, student.log)
+            keep_weights(averaged, args.run, course.log)
         else:
             save(averaged, args.run / "encoder.safetensors")
-            (args.run / "log.json").write_text(json.dumps(student.log) + "\n")
+            (args.run / "log.json").write_text(json.dumps(course.log) + "\n")
 
 
 def options() -> argparse.Namespace:

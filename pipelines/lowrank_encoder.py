@@ -18,18 +18,16 @@ everything that reads nec-tiny's) and ``lowrank.json`` (ranks, savings, conditio
 import argparse
 import copy
 import json
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from imagery import Imagery, load_imagery
-from pretrain_encoder import AVERAGE, learning_rate, losses_of, make_optimizers
+from course import LARGEST_GRADIENT, Course
+from imagery import load_imagery
+from pretrain_encoder import losses_of, make_optimizers
 from safetensors.torch import load_file, save_file
 from teacher import COMPONENTS, Teacher
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import nn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.lowrank import (
@@ -45,9 +43,9 @@ from nec.pretrain.objective import MaskedContrast
 
 # Layers that are converted: the matrices of the blocks.
 INCLUDE = "blocks.*"
-# Share of the steps at the end in which ranks and bases stay, and of the steps at the beginning
-# in which the highest rank falls: at once it would undo most of what the encoder has learnt.
-SETTLED, FALLING = 1 / 3, 1 / 2
+# Share of the steps at the beginning in which the highest rank falls: at once it would undo most
+# of what the encoder has learnt.
+FALLING = 1 / 2
 START_RANK = 0.5
 
 
@@ -97,7 +95,7 @@ def objective_from(source: Path) -> tuple[MaskedContrast, bool]:
     return objective, not stage
 
 
-def optimizer_of(objective: MaskedContrast, peak: float, core_peak: float) -> torch.optim.Optimizer:
+def optimizer_of(objective: nn.Module, peak: float, core_peak: float) -> torch.optim.Optimizer:
     """AdamW as in pretraining, with a rate of their own for cores.
 
     Adam moves each entry by about the rate, and a core has few.
@@ -143,92 +141,17 @@ def keep_weights(network: VisionTransformer, run: Path, log: list[dict[str, floa
     print(f"{report['deployed']['model']:.1%} of the parameters saved as deployed", flush=True)
 
 
-@dataclass
-class Training:
-    """What a run is made of, and how far it is."""
-
-    objective: MaskedContrast
-    trainer: LowRankTrainer
-    average: AveragedModel | None = None
-    step: int = 0
-    log: list[dict[str, float]] = field(default_factory=list)
-    cpu_hours: float = 0.0
-
-    def begin_average(self) -> None:
-        """Take a running average from here on: shapes stay as they are."""
-        self.average = AveragedModel(
-            self.objective.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)
-        )
-
-    def load(self, checkpoint: Path) -> None:
-        """Go on where a checkpoint was taken."""
-        state = torch.load(checkpoint, weights_only=True)
-        self.objective.load_state_dict(state["objective"])
-        self.trainer.load_state_dict(state["trainer"])
-        if state["average"] is not None:
-            self.begin_average()
-            self.average.load_state_dict(state["average"])
-        self.step, self.log, self.cpu_hours = (state[k] for k in ("step", "log", "cpu_hours"))
-        print(f"resumed at step {self.step}", flush=True)
-
-    def save(self, checkpoint: Path, args: argparse.Namespace, cpu_hours: float) -> None:
-        """Keep all that `load` needs."""
-        state = {
-            "objective": self.objective.state_dict(),
-            "trainer": self.trainer.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "step": self.step,
-            "log": self.log,
-            "cpu_hours": self.cpu_hours + cpu_hours,
-            "arguments": {k: str(v) for k, v in vars(args).items()},
-        }
-        part = checkpoint.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(checkpoint)
-
-    def take_step(self, imagery: Imagery, args: argparse.Namespace, *, heads_only: bool) -> None:
-        """Train on the batch of the next step."""
-        settled = round((1 - SETTLED) * args.steps)
-        network, optimizer, seen = self.objective.network, self.trainer.optimizer, {}
-        self.objective.keep = args.keep if self.step < settled else args.last_keep
-        rate = learning_rate(self.step, args.steps, args.steps - settled)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * rate
-
-        def closure() -> Tensor:
-            losses = losses_of(
-                self.objective,
-                imagery,
-                self.step,
-                batch=args.batch,
-                multispectral_every=args.multispectral_every,
-                least_area=args.least_area,
-                noise=args.noise,
-            )
-            seen.update({k: v.detach() for k, v in losses.items()})
-            return losses["loss"]
-
-        if heads_only:
-            closure().backward()
-            for parameter in network.parameters():
-                parameter.grad = None
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        else:
-            start = START_RANK * network.config.width
-            left = max(0.0, 1 - self.step / (FALLING * args.steps))
-            self.trainer.max_rank = round(args.cap + left * (start - args.cap))
-            self.trainer.adaptive = self.step < settled
-            self.trainer.step(closure)
-        if self.step == settled:
-            # A cycle may have run on until here.
-            self.trainer.truncate()
-            self.begin_average()
-        if self.average is not None:
-            self.average.update_parameters(network)
-        said = {k: round(v.item(), 4) for k, v in seen.items()}
-        self.log.append({"step": self.step, "penalty": round(self.trainer.penalty, 4)} | said)
-        self.step += 1
+def encoder_trainer(objective: nn.Module, args: argparse.Namespace) -> LowRankTrainer:
+    """Return what trains the low-rank encoder of an objective, its ranks at most `args.cap`."""
+    return LowRankTrainer(
+        objective,
+        optimizer_of(objective, args.peak, args.core_peak),
+        tau=args.tau,
+        beta=args.beta,
+        core_steps=args.core_steps,
+        max_rank=args.cap,
+        max_norm=LARGEST_GRADIENT,
+    )
 
 
 def main() -> None:
@@ -237,37 +160,37 @@ def main() -> None:
     torch.manual_seed(0)
     objective, fresh = objective_from(args.source)
     conversion = convert(objective.network, rank=START_RANK, include=INCLUDE)
-    trainer = LowRankTrainer(
-        objective,
-        optimizer_of(objective, args.peak, args.core_peak),
-        tau=args.tau,
-        beta=args.beta,
-        core_steps=args.core_steps,
-        max_rank=args.cap,
-        max_norm=1.0,
-    )
-    training = Training(objective, trainer)
+    trainer = encoder_trainer(objective, args)
+    course = Course(objective, [trainer.optimizer], args.steps, trainer)
     checkpoint = args.run / "checkpoint.pt"
-    if checkpoint.exists():
-        training.load(checkpoint)
-    else:
+    if not checkpoint.exists():
         print(conversion, flush=True)
     teacher = None
     if objective.teacher_dim:
         folder = args.teacher or args.run.parent / "teacher"
         teacher = Teacher.load(args.data / "weights" / "galileo_nano", folder)
     imagery = load_imagery(args.data, args.split, teacher)
-    first, started, cpu = training.step, time.perf_counter(), time.process_time()
-    last = min(args.steps, first + (args.stop_after or args.steps))
-    while training.step < last:
-        training.take_step(imagery, args, heads_only=fresh and training.step < args.heads_first)
-        if training.step % 20 == 0 or training.step == last:
-            rate = (training.step - first) * args.batch / (time.perf_counter() - started)
-            print(json.dumps(training.log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
-        if training.step % 100 == 0 or training.step == last:
-            training.save(checkpoint, args, (time.process_time() - cpu) / 3600)
-    if last == args.steps and training.average is not None:
-        keep_weights(training.average.module.eval(), args.run, training.log)
+    start = START_RANK * objective.network.config.width
+
+    def take_step(step: int) -> None:
+        objective.keep = args.keep if step < course.settled else args.last_keep
+        left = max(0.0, 1 - step / (FALLING * args.steps))
+        trainer.max_rank = round(args.cap + left * (start - args.cap))
+        course.take_step(
+            lambda: losses_of(
+                objective,
+                imagery,
+                step,
+                batch=args.batch,
+                multispectral_every=args.multispectral_every,
+                least_area=args.least_area,
+                noise=args.noise,
+            ),
+            heads_only=fresh and step < args.heads_first,
+        )
+
+    if course.run(checkpoint, args, take_step):
+        keep_weights(course.average.module.eval(), args.run, course.log)
 
 
 def options() -> argparse.Namespace:

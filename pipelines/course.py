@@ -1,0 +1,165 @@
+"""A course of training: steps, learning rate, running average, checkpoints; dense or low-rank."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pretrain_encoder import AVERAGE, learning_rate
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from nec.lowrank import LowRankTrainer
+
+# Share of the steps at the end in which the rate falls, and ranks and bases stay.
+SETTLED = 1 / 3
+LARGEST_GRADIENT = 1.0
+SHOWN, KEPT = 20, 100
+
+Losses = dict[str, Tensor]
+
+
+@dataclass
+class Course:
+    """An objective in training, and how far it is; it resumes where a checkpoint was taken.
+
+    Attributes
+    ----------
+    objective : nn.Module
+        With the network that is wanted as `network`.
+    optimizers : list of Optimizer
+        Each group has its highest rate as `peak`.
+    trainer : LowRankTrainer, optional
+        Of a low-rank network whose bases move; around the only optimiser.
+    average : AveragedModel, optional
+        Running average of the network: from the first step, or, where ranks change, from where
+        they stay.
+    """
+
+    objective: nn.Module
+    optimizers: list[torch.optim.Optimizer]
+    steps: int
+    trainer: LowRankTrainer | None = None
+    average: AveragedModel | None = None
+    step: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+    cpu_hours: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.trainer is None:
+            self._begin_average()
+
+    @property
+    def settled(self) -> int:
+        """The step from which ranks and bases stay."""
+        return round((1 - SETTLED) * self.steps)
+
+    def _begin_average(self) -> None:
+        self.average = AveragedModel(
+            self.objective.network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE)
+        )
+
+    def take_step(self, losses: Callable[[], Losses], *, heads_only: bool = False) -> None:
+        """Take the next step.
+
+        Parameters
+        ----------
+        losses : callable
+            Returns the losses of the step's batch, the sum as `loss`; may be called twice.
+        heads_only : bool
+            The network stays as it is; what the objective has beside it learns.
+        """
+        rate = learning_rate(self.step, self.steps, self.steps - self.settled)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * rate
+        seen: Losses = {}
+
+        def closure() -> Tensor:
+            found = losses()
+            seen.update({k: v.detach() for k, v in found.items()})
+            return found["loss"]
+
+        if self.trainer is None or heads_only:
+            self._plain_step(closure, heads_only)
+        else:
+            self.trainer.adaptive = self.step < self.settled
+            self.trainer.step(closure)
+            seen["penalty"] = torch.tensor(self.trainer.penalty)
+        if self.trainer is not None and self.step == self.settled:
+            # A cycle may have run on until here.
+            self.trainer.truncate()
+            self._begin_average()
+        if self.average is not None:
+            self.average.update_parameters(self.objective.network)
+        self.log.append({"step": self.step} | {k: round(v.item(), 5) for k, v in seen.items()})
+        self.step += 1
+
+    def _plain_step(self, closure: Callable[[], Tensor], heads_only: bool) -> None:
+        closure().backward()
+        if heads_only:
+            for parameter in self.objective.network.parameters():
+                parameter.grad = None
+        nn.utils.clip_grad_norm_(self.objective.parameters(), LARGEST_GRADIENT)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def run(self, checkpoint: Path, args: argparse.Namespace, step: Callable[[int], None]) -> bool:
+        """Take the steps that are left, or `args.stop_after` of them; say whether all are done.
+
+        Parameters
+        ----------
+        checkpoint : Path
+            Read first if it is there, and written as the run goes.
+        args : argparse.Namespace
+            Kept in the checkpoint; has `batch`.
+        step : callable
+            Takes the step of a number, by `take_step`.
+        """
+        if checkpoint.exists():
+            self._load(checkpoint)
+        first, started, cpu = self.step, time.perf_counter(), time.process_time()
+        before = self.cpu_hours
+        last = min(self.steps, first + (args.stop_after or self.steps))
+        while self.step < last:
+            step(self.step)
+            if self.step % SHOWN == 0 or self.step == last:
+                rate = (self.step - first) * args.batch / (time.perf_counter() - started)
+                print(json.dumps(self.log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
+            if self.step % KEPT == 0 or self.step == last:
+                self.cpu_hours = before + (time.process_time() - cpu) / 3600
+                self._save(checkpoint, args)
+        return self.step == self.steps
+
+    def _load(self, checkpoint: Path) -> None:
+        state = torch.load(checkpoint, weights_only=True)
+        self.objective.load_state_dict(state["objective"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
+        if self.trainer is not None:
+            self.trainer.load_state_dict(state["trainer"])
+        if state["average"] is not None:
+            self._begin_average()
+            self.average.load_state_dict(state["average"])
+        self.step, self.log, self.cpu_hours = (state[k] for k in ("step", "log", "cpu_hours"))
+        print(f"resumed at step {self.step}", flush=True)
+
+    def _save(self, checkpoint: Path, args: argparse.Namespace) -> None:
+        state: dict[str, Any] = {
+            "objective": self.objective.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "trainer": None if self.trainer is None else self.trainer.state_dict(),
+            "step": self.step,
+            "log": self.log,
+            "cpu_hours": self.cpu_hours,
+            "arguments": {k: str(v) for k, v in vars(args).items()},
+        }
+        part = checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(checkpoint)
