@@ -17,7 +17,7 @@ from nec.evaluate.intervals import MARGIN
 
 # Shares of the raw pixels' bytes that targets are set at.
 SHARES = (0.003, 0.001)
-SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy"}
+SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy", "r2": "Variance explained"}
 
 
 def size(value: float | None) -> str:
@@ -101,8 +101,8 @@ def every_row(found: dict[str, Any], pooling: str) -> str:
             )
             for r in points
         ]
-    trivial = percent(found["views"][pooling]["majority_class"])
-    rows.append(("majority class", "", "0", trivial, ""))
+    trivial = found["views"][pooling]["trivial"]
+    rows.append((trivial["name"], "", "0", percent(trivial), ""))
     return table(*rows)
 
 

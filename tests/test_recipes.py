@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nec.evaluate.intervals import r2
+
 
 @pytest.fixture(autouse=True)
 def pipelines(monkeypatch):
@@ -64,7 +66,7 @@ def test_the_share_of_labels_that_matches():
 
 def test_bands_come_back_from_a_codec_of_pixels_and_tokens_tell_their_classes():
     from rate_bench.bands import BAND_CODECS
-    from rate_bench.maps import tested
+    from rate_bench.map_heads import Classes, Values
 
     y, x = np.mgrid[:64, :64] / 64
     band = (0.3 * y + 0.1 * np.sin(9 * x)).clip(0).astype(np.float32)
@@ -88,7 +90,16 @@ def test_bands_come_back_from_a_codec_of_pixels_and_tokens_tell_their_classes():
     vectors = np.eye(3, dtype=np.float32)[truth] + rng.normal(0, 0.1, (600, 3)).astype(np.float32)
     units = np.repeat(np.arange(30), 20)
     splits = [(units % 3 != fold, units % 3 == fold) for fold in range(3)]
-    found = tested(vectors, truth, splits, units)
+    found = Classes(truth).tested(vectors, splits, units)
     assert found.shape == (30, 3, 3)
     assert found.sum() == (truth >= 0).sum()
     assert np.trace(found.sum(0)) == found.sum()
+    assert 0 < np.trace(Classes(truth).guessed(splits, units).sum(0)) < found.sum()
+
+    # Values alike: what has none counts nowhere.
+    values = np.where(truth < 0, np.nan, 3.0 * truth)
+    sums = Values(values).tested(vectors, splits, units)
+    guess = Values(values).guessed(splits, units)
+    assert sums[:, 0].sum() == guess[:, 0].sum() == (truth >= 0).sum()
+    assert r2(sums.sum(0)) > 0.9
+    assert r2(guess.sum(0)) < 0.1

@@ -1,5 +1,6 @@
 """The figure: accuracy against bytes, a panel for each task and pooling."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,11 @@ STYLES = (
     ("bands of the token", "#616161", "P"),
 )
 # Scores that are no probe of pooled tokens.
-SCORES = {"mean_iou": "mean IoU of a linear head", "accuracy": "accuracy of a linear head"}
+SCORES = {
+    "mean_iou": "mean IoU of a linear head",
+    "accuracy": "accuracy of a linear head",
+    "r2": "variance explained by a linear head",
+}
 # Rows of single points that stand far to the right.
 LEFT_OUT = ("tokens, float",)
 
@@ -42,10 +47,13 @@ def draw(results: dict[str, Any], path: Path) -> None:
     """Draw what there is to a PNG."""
     panels = [(t, p) for t, found in results.items() for p in found["views"]]
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        down = math.ceil(len(panels) / 2)
         figure, axes = plt.subplots(
-            len(results), 2, figsize=(15, 5.8 * len(results)), layout="constrained", squeeze=False
+            down, 2, figsize=(15, 5.8 * down), layout="constrained", squeeze=False
         )
-        for ax, (task, pooling) in zip(axes.ravel(), panels, strict=True):
+        for ax in axes.ravel()[len(panels) :]:
+            ax.remove()
+        for ax, (task, pooling) in zip(axes.ravel(), panels, strict=False):
             found = results[task]
             _panel(ax, found["views"][pooling], found["reference"], found.get("unit", "image"))
             title = SCORES.get(pooling, f"probe on {pooling}")

@@ -1,4 +1,4 @@
-"""Maps at each rate: classes of tokens by a linear head, on what is left of scenes and tokens."""
+"""Maps at each rate: classes or values of tokens by a linear head, on what is left of scenes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rasterio
 from encoder_bench.dense import (
     PATCH,
-    Split,
     Tile,
     block_splits,
     read_tile,
@@ -18,37 +18,43 @@ from ledger import Ledger
 from numpy.typing import NDArray
 
 from nec.evaluate import compare_rates
-from nec.evaluate.intervals import MARGIN, confusions, estimates
-from nec.heads import SceneClassifier
+from nec.evaluate.intervals import estimates
 from rate_bench.bands import BAND_CODECS
 from rate_bench.coders import STREAM, Floats
 from rate_bench.eyes import L2A, Eye
+from rate_bench.map_heads import Classes, MapHead, Values
 from rate_bench.map_rows import Left, band_rows, learned_rows, token_rows
 from rate_bench.rows import REFERENCE
 
 # Bytes of a pixel and band that the encoder sees.
 SAMPLE = 2
-# Tokens that a head learns from at most, in each fold, and penalties that it may have.
-LEARNED, STRENGTHS = 12_000, (0.003, 0.03, 0.3)
 ALBERTA_EDGE = 768
-# Loss that is allowed: of mean IoU two points, of accuracy one.
-MARGINS = {"mean_iou": 2 * MARGIN, "accuracy": MARGIN}
 SEED = 31
 # What results hang on.
-CODE = ("maps", "map_rows", "coders", "bands", "eyes")
-# Bands of an L1C file of 13, and of the Alberta scene.
+CODE = ("maps", "map_heads", "map_rows", "coders", "bands", "eyes")
+# Bands of an L1C file of 13, of the Alberta scene, and of a BioMassters file but for its clouds.
 L1C = (*L2A[:10], "cirrus", *L2A[10:])
+BIOMASSTERS = (*L2A[1:9], *L2A[10:])
 ALBERTA = ("blue", "green", "red", "nir", "swir16")
 
 
 @dataclass(frozen=True)
 class MapTask:
-    """Scenes (of the bands that an encoder sees) with a class for every token (-1: none)."""
+    """Scenes, of the bands that an encoder sees, and what is asked of their tokens.
+
+    The labels of the tiles are classes; other heads are given.
+    """
 
     name: str
     title: str
     tiles: list[Tile]
     bands: tuple[str, ...]
+    given: MapHead | None = None
+
+    @property
+    def head(self) -> MapHead:
+        """What is asked."""
+        return self.given or Classes.of(np.concatenate([t.labels.ravel() for t in self.tiles]))
 
     @property
     def raw_bytes(self) -> int:
@@ -93,37 +99,27 @@ def alberta(data: Path, eye: Eye) -> MapTask:
     return MapTask("alberta", "Alberta's scene classification, blocks left out", [tile], bands)
 
 
+def biomass(data: Path, eye: Eye) -> MapTask:
+    """Biomass of the BioMassters chip, t/ha, from its image of August: mean of a token."""
+    folder, name = data / "biomass" / "biomassters_0060c0a5", "0060c0a5"
+    which = [BIOMASSTERS.index(b) + 1 for b in eye.bands]
+    with rasterio.open(folder / f"{name}_S2_08.tif") as file:
+        image = file.read(which).astype(np.float32) / np.float32(1e4)
+    with rasterio.open(folder / f"{name}_agbm.tif") as file:
+        values = file.read(1).astype(np.float64)
+    height, width = (s // PATCH for s in values.shape)
+    means = values.reshape(height, PATCH, width, PATCH).mean((1, 3))
+    tile = Tile(image, np.zeros(means.shape, np.int64))
+    title = "BioMassters biomass, blocks left out"
+    return MapTask("biomass", title, [tile], eye.bands, Values(means.ravel()))
+
+
 MAP_TASKS: dict[str, Callable[[Path, Eye], MapTask]] = {
     "terramesh": terramesh,
     "flood": flood,
     "alberta": alberta,
+    "biomass": biomass,
 }
-
-
-def tested(
-    vectors: Floats, truth: NDArray[np.intp], splits: list[Split], units: NDArray[np.intp]
-) -> NDArray[np.float32]:
-    """Fit a linear head in each fold; return the confusions by unit."""
-    classes = int(truth.max()) + 1
-    shape = (int(units.max()) + 1, classes)
-    total = np.zeros((shape[0], classes, classes), np.float32)
-    there = (truth >= 0) & np.isfinite(vectors).all(1)
-    for train, test in splits:
-        rng = np.random.default_rng(SEED)
-        learned = rng.permutation(np.flatnonzero(train & there))[:LEARNED]
-        # A quarter of the training blocks chooses the penalty.
-        held = rng.permutation(shape[0])[units[learned]] % 4 == 0
-        fitted, checked = learned[~held], learned[held]
-        heads = [SceneClassifier(C=c, max_iter=300) for c in STRENGTHS]
-        scores = [
-            h.fit(vectors[fitted], truth[fitted]).score(vectors[checked], truth[checked])
-            for h in heads
-        ]
-        head = heads[int(np.argmax(scores))].fit(vectors[learned], truth[learned])
-        inside = np.flatnonzero(test & there)
-        found = head.predict(vectors[inside])
-        total += confusions(truth[inside], found, units[inside], shape)
-    return total
 
 
 def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
@@ -131,27 +127,16 @@ def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
     about = {"task": task.name, "eye": eye.name, "weights": eye.weights}
     code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
     ledger = Ledger(work / "maps", about, code)
-    labels = np.concatenate([t.labels.ravel() for t in task.tiles])
-    classes = np.unique(labels[labels >= 0])
-    truth = np.where(labels >= 0, np.searchsorted(classes, labels), -1)
-    units = token_blocks(task.tiles)
+    head, units = task.head, token_blocks(task.tiles)
     splits = block_splits(task.tiles, units)
-
-    def test(vectors: Floats) -> NDArray[np.float32]:
-        return tested(vectors, truth, splits, units)
-
-    rows, missing = measured(task, eye, ledger, test)
-    counts = {name: confusion for name, (confusion, _) in rows.items()}
-    shape = counts[f"{REFERENCE} | "].shape
-    counts["majority class"] = np.zeros(shape, np.float32)
-    for train, inside in ((a & (truth >= 0), b & (truth >= 0)) for a, b in splits):
-        guess = np.full(int(inside.sum()), np.bincount(truth[train]).argmax())
-        counts["majority class"] += confusions(truth[inside], guess, units[inside], shape[:2])
-    there = counts[f"{REFERENCE} | "].sum((1, 2)) > 0
+    rows, missing = measured(task, eye, ledger, lambda v: head.tested(v, splits, units))
+    counts = {name: sums for name, (sums, _) in rows.items()}
+    counts[head.trivial] = head.guessed(splits, units)
+    there = counts[f"{REFERENCE} | "].reshape(int(units.max()) + 1, -1).any(1)
     counts = {name: total[there] for name, total in counts.items()}
-    table = estimates(counts, reference=f"{REFERENCE} | ", metrics=tuple(MARGINS), seed=SEED)
+    table = estimates(counts, reference=f"{REFERENCE} | ", metrics=tuple(head.margins), seed=SEED)
     views = {}
-    for metric, margin in MARGINS.items():
+    for metric, margin in head.margins.items():
         methods: dict[str, list[dict[str, Any]]] = {}
         for name, (_, (size, encode_ms, decode_ms)) in rows.items():
             method, setting = name.split(" | ")
@@ -166,14 +151,14 @@ def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
             )
         views[metric] = {
             "rows": methods,
-            "majority_class": table["majority class"][metric],
+            "trivial": {"name": head.trivial, **table[head.trivial][metric]},
             "comparisons": compared(methods, margin),
             "margin": margin,
         }
     return {
         "title": f"{task.title}: {eye.name}",
         "unit": "token",
-        "tokens": {"scenes": len(task.tiles), "labelled": int((truth >= 0).sum())},
+        "tokens": {"scenes": len(task.tiles), "labelled": int(head.there.sum())},
         "blocks": int(there.sum()),
         "bands": list(task.bands),
         "raw_bytes": task.raw_bytes,
@@ -186,7 +171,7 @@ def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
 def measured(
     task: MapTask, eye: Eye, ledger: Ledger, test: Callable[[Floats], NDArray[np.float32]]
 ) -> tuple[dict[str, tuple[NDArray[np.float32], list[float]]], list[str]]:
-    """Return confusions and (bytes, encode ms, decode ms) of each row, and rows that cannot be."""
+    """Return sums by unit and (bytes, encode ms, decode ms) of rows, and rows that cannot be."""
     tokens = ledger.take(
         {"tokens": ""},
         lambda: {f"{i:03d}": eye.embed(t.image, task.bands) for i, t in enumerate(task.tiles)},
@@ -205,7 +190,7 @@ def measured(
             def made(make: Callable[[], Left] = make) -> dict[str, NDArray[Any]]:
                 left = make()
                 numbers = np.array([left.size, left.encode_ms, left.decode_ms])
-                return {"confusions": test(left.vectors), "numbers": numbers}
+                return {"sums": test(left.vectors), "numbers": numbers}
 
             name, digest = f"{method} | {setting}", eye.digest_of(method, setting)
             try:
@@ -213,7 +198,7 @@ def measured(
             except ModuleNotFoundError as error:
                 missing.append(f"{method} {setting} ({error.name})")
                 continue
-            found[name] = (kept["confusions"], kept["numbers"].tolist())
+            found[name] = (kept["sums"], kept["numbers"].tolist())
     return found, missing
 
 

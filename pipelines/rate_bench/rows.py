@@ -12,6 +12,8 @@ from rich.progress import Progress as Bars
 from rate_bench.tasks import MEAN, ROUGH, Coded, Progress, Task
 
 REFERENCE = "tokens, float32"
+# What encoder_bench.probes calls the row that sees nothing.
+TRIVIAL = "majority class"
 
 # Makes a row of a fold; None where it cannot be, or ModuleNotFoundError where a library lacks.
 Make = Callable[[int, Progress], Coded | None]
@@ -92,8 +94,8 @@ class Rows:
                         "chosen": entry["chosen"],
                     }
                 )
-            majority = found["majority class"]["linear"]["accuracy"]
-            table[pooling] = {"rows": methods, "majority_class": majority}
+            guess = found[TRIVIAL]["linear"]["accuracy"]
+            table[pooling] = {"rows": methods, "trivial": {"name": TRIVIAL, **guess}}
         return table
 
 
