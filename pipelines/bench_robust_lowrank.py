@@ -46,8 +46,8 @@ LOW_RANK: dict[str, dict[str, Any]] = {
 # The penalty grows with the number of layers and with their weights.
 BETA = {"vgg": 0.05, "vit": 0.0005}
 MATCHED, SMALL = "low rank, penalty", "small dense"
-# What is varied around the low-rank row of the first network, and the weight of the penalty.
-TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (16, 30, 42, 60), (0.0, 0.05)
+# What is varied around the low-rank row of the first network; truncation without a cap.
+TAUS, CAPS, BETAS = (0.1, 0.2, 0.3), (16, 30, 42, 60), (0.01, 0.05)
 
 
 def recipes(network: str) -> dict[str, Recipe]:
@@ -66,12 +66,18 @@ def run_of(network: str, folder: Path, row: str, seed: int, parts: Parts) -> Run
     """Return a run of the table; the small network takes its width from one that is trained."""
     width = WIDTHS[network]
     if row == SMALL:
-        matched = run_of(network, folder, MATCHED, seed, parts).read(parts)
-        if matched is None:
-            raise SystemExit(f"{MATCHED!r} is not trained yet: {SMALL!r} comes after it")
+        matched = read(run_of(network, folder, MATCHED, seed, parts), parts)
         classes = int(parts.training.labels.max()) + 1
         width = width_of(lambda w: make(network, w, classes, parts.moments), matched["parameters"])
     return Run(folder, row, seed, network, width, recipes(network)[row])
+
+
+def read(run: Run, parts: Parts) -> dict[str, Any]:
+    """Return the record of a run that an earlier row or call made."""
+    record = run.read(parts)
+    if record is None:
+        raise SystemExit(f"{run.row!r} of {run.network} is not trained yet: it comes first")
+    return record
 
 
 def answers(run: Run, parts: Parts, threat: Threat, count: int) -> dict[str, Any]:
@@ -108,27 +114,32 @@ def bench_curve(
     network: str, folder: Path, parts: Parts, threat: Threat, count: int
 ) -> dict[str, Any]:
     """Vary truncation, cap and penalty of a network, one seed, and attack with PGD."""
-    low = dataclasses.replace(PLAIN[network], **LOW_RANK[network])
-    uncapped = dataclasses.replace(low, cap=None)
+    of_table = {recipe: row for row, recipe in recipes(network).items() if recipe.low_rank}
+    low = recipes(network)["low rank"]
+    cases = [
+        ("tau", dataclasses.replace(low, cap=None, beta=beta, tau=tau))
+        for beta in (0.0, BETA[network])
+        for tau in TAUS
+    ]
+    cases += [("cap", dataclasses.replace(low, cap=cap)) for cap in CAPS]
+    cases += [("beta", dataclasses.replace(low, beta=beta)) for beta in BETAS]
+    # What a cap does that does not fall gradually.
+    cases.append(("falling", dataclasses.replace(low, falling=0.0)))
     threat = dataclasses.replace(threat, only=("PGD",))
     keys = ["clean", *(f"PGD {budget:g}" for budget in threat.budgets)]
     points = []
-    for beta in BETAS:
-        cases = [("tau", dataclasses.replace(uncapped, beta=beta, tau=tau)) for tau in TAUS]
-        cases += [("cap", dataclasses.replace(low, beta=beta, cap=cap)) for cap in CAPS]
-        # What a cap does that does not fall gradually.
-        cases.append(("falling", dataclasses.replace(low, beta=beta, falling=0.0)))
-        for varied, recipe in cases:
-            name = f"beta {beta:g}, {varied} {getattr(recipe, varied):g}"
+    for varied, recipe in cases:
+        if recipe in of_table:
+            record = read(run_of(network, folder, of_table[recipe], 0, parts), parts)
+        else:
+            name = f"beta {recipe.beta:g}, {varied} {getattr(recipe, varied):g}"
             run = Run(folder / "curve", name, 0, network, WIDTHS[network], recipe)
             record = answers(run, parts, threat, count)
-            point = {"varied": varied} | {
-                k: getattr(recipe, k) for k in ("beta", "tau", "cap", "falling")
-            }
-            points.append(point | {"accuracy": _accuracies(record, keys, count)} | costs([record]))
-    record = run_of(network, folder, REFERENCE, 0, parts).read(parts)
-    if record is None:
-        raise SystemExit(f"{REFERENCE!r} of {network} is not trained yet: run it first")
+        point = {"varied": varied} | {
+            k: getattr(recipe, k) for k in ("beta", "tau", "cap", "falling")
+        }
+        points.append(point | {"accuracy": _accuracies(record, keys, count)} | costs([record]))
+    record = read(run_of(network, folder, REFERENCE, 0, parts), parts)
     return {
         "network": network,
         "seeds": 1,
@@ -149,7 +160,7 @@ def main() -> None:
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
     parser.add_argument("--networks", nargs="+", choices=tuple(WIDTHS), default=tuple(WIDTHS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--images", type=int, default=200, help="test images that are attacked")
+    parser.add_argument("--images", type=int, default=500, help="test images that are attacked")
     parser.add_argument("--training", type=int, default=4000, help="training images")
     parser.add_argument("--curve", action="store_true", help="also vary tau, cap and beta")
     parser.add_argument("--speed", action="store_true", help="also time forward passes")

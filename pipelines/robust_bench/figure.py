@@ -46,17 +46,19 @@ def _curve(curve: dict[str, Any], axes: Any) -> None:
     points = curve["points"]
     for ax, key in zip(axes, keys, strict=False):
         for beta in sorted({p["beta"] for p in points}):
-            for kind, mark in (("tau", "o"), ("cap", "s")):
+            for kind, mark in (("tau", "o"), ("cap", "s"), ("beta", "^")):
                 here = sorted(
                     (p["compression"]["layers"], p["accuracy"][key]["value"])
                     for p in points
                     if p["beta"] == beta and p["varied"] == kind
                 )
+                if not here:
+                    continue
                 ax.plot(
                     [100 * x for x, _ in here],
                     [100 * y for _, y in here],
                     mark + ("-" if kind == "cap" else ":"),
-                    label=f"beta {beta:g}, {kind} varied",
+                    label=f"beta {beta:g}" + ("" if kind == "beta" else f", {kind} varied"),
                 )
         ax.axhline(100 * curve["dense"][key]["value"], color="grey", label="dense")
         ax.set_title(f"{TITLES[curve['network']]}, {key}", fontsize=10)
