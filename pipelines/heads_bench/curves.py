@@ -10,19 +10,10 @@ from encoder_bench.dense import Tile, embed_tile
 from ledger import Ledger
 from numpy.typing import NDArray
 
-from heads_bench.biomass import (
-    BLOCK,
-    CELL,
-    GROUND,
-    INNER,
-    SE_FLOOR,
-    Floats,
-    Hainich,
-    read_hainich,
-    unet_row,
-)
+from heads_bench.biomass import BLOCK, INNER, Hainich, cells_of, read_hainich
 from heads_bench.classification import DRAWS, FRACTIONS, matched
 from heads_bench.places import block_folds
+from heads_bench.regression import MARGIN, SE_FLOOR, SEED, UNET, Floats, unet_row
 from heads_bench.unet import Schedule
 from nec.evaluate import transfer_curve
 from nec.evaluate.intervals import estimates, misses
@@ -30,9 +21,6 @@ from nec.heads import BiomassRegressor
 from nec.model import RATES, Model
 from nec.rotation import rotate
 
-SEED = 5
-MARGIN = 2.0
-UNET = "raw bands, U-Net from scratch"
 # Bands of the BioMassters files: B2 B3 B4 B5 B6 B7 B8 B8A B11 B12; the encoder's six of them.
 BIOMASSTERS = (1, 2, 3, 7, 9, 10)
 COUNTS = (0, 10, 30, 100, 300)
@@ -66,7 +54,7 @@ def bench_hainich_labels(
         maps, count = unet_row(field, Schedule(steps))([train & ~np.isnan(truth)])
         return {"found": np.where(test, maps[0], np.nan), "parameters": np.array(count)}
 
-    edge = round(INNER / (CELL * GROUND))
+    edge = cells_of(INNER)
     kept = {d: arrays["float32"].coords[d] for d in ("y", "x", "spatial_ref")}
 
     def placed(values: Floats) -> Any:
