@@ -63,9 +63,9 @@ the two is {near["cosine_mean"]:.3f} (1 % of tokens below {near["cosine_p01"]:.3
 other: they are refused, and are to be fitted to its own embeddings.
 
 - **Data**: {training["data"]}, as of {training["teacher"]}; no labels.
-- **Training**: {training["steps"]} steps of {training["batch"]} views, {training["cpu_hours"]:.1f}
-  CPU-hours; squared error to the teacher's tokens and to their mean
-  (`nec.pretrain.distillation`), begun from {training["begun"]}. The weights are a running average.
+- **Training**: {" and ".join(map(str, training["steps"]))} steps, {training["cpu_hours"]:.1f}
+  CPU-hours from {training["begun"]} on; squared error to the teacher's tokens and to their mean
+  (`nec.pretrain.distillation`). The weights are a running average of the last.
 
 ```sh
 {commands}
@@ -94,8 +94,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=1000, help="EuroSAT RGB images to fit on")
     args = parser.parse_args()
     teacher = load_model("nec-tiny", precision="bfloat16")
-    state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    asked = state["arguments"]
+    asked = stages_of(args.run)[-1]["arguments"]
     low_rank = (args.run / "lowrank.safetensors").exists()
     weights = args.run / ("lowrank.safetensors" if low_rank else ENCODER)
     config = teacher.encoder.network.config
@@ -129,7 +128,7 @@ def main() -> None:
         "parameters": sum(p.numel() for p in network.parameters()),
         "weights_sha256": sha256_of(args.out / ENCODER),
         "licence": "Apache-2.0",
-        "training": training_of(teacher, asked, state),
+        "training": training_of(teacher, args.run),
         "agreement": agreement(pieces[::5], theirs[::5]),
         "compressors": {
             "command": f"python pipelines/pack_student.py runs/{args.run.name} ../shared/data "
@@ -142,22 +141,50 @@ def main() -> None:
     (args.out / "README.md").write_text(card_text(card))
 
 
-def training_of(teacher: Model, asked: dict[str, str], state: dict[str, Any]) -> dict[str, Any]:
-    """Return what the card says of the training."""
-    begun = Path(asked["weights"])
+def stages_of(run: Path) -> list[dict[str, Any]]:
+    """Return what a run says of itself, after the runs that it began with, the first one first.
+
+    They go back to the network that nothing was distilled into.
+    """
+    state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
+    asked = state.get("arguments", {})
+    if "weights" not in asked:
+        return []
+    told = {"arguments": asked, "step": state["step"], "cpu_hours": state["cpu_hours"]}
+    begun = Path(asked["weights"]).parent
+    before = stages_of(begun) if (begun / "checkpoint.pt").exists() else []
+    return [*before, told]
+
+
+def command_of(asked: dict[str, str]) -> str:
+    """Return the command of a stage."""
     own = {k: v for k, v in asked.items() if k not in ("data", "weights", "run", "split")}
-    options = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in own.items() if v != "None")
+    options = [f"--run runs/{Path(asked['run']).name}"]
+    for name, value in own.items():
+        option = f"--{name.replace('_', '-')}"
+        if value == "True":
+            options.append(option)
+        elif value not in ("None", "False"):
+            options.append(f"{option} {value}")
+    begun = Path(asked["weights"])
+    return (
+        f"python pipelines/distil_encoder.py ../shared/data runs/{begun.parent.name}/{begun.name} "
+        + " ".join(options)
+    )
+
+
+def training_of(teacher: Model, run: Path) -> dict[str, Any]:
+    """Return what the card says of the training."""
+    stages = stages_of(run)
+    begun = Path(stages[0]["arguments"]["weights"])
     return {
         "teacher": teacher.name,
-        "commands": [
-            f"python pipelines/distil_encoder.py ../shared/data runs/BEGUN/{begun.name} {options}"
-        ],
-        "begun": "the low-rank encoder of pipelines/lowrank_encoder.py"
+        "commands": [command_of(stage["arguments"]) for stage in stages],
+        "begun": "the low-rank encoder of `pipelines/lowrank_encoder.py`"
         if begun.name.startswith("lowrank")
-        else "a network of its shape by pipelines/pretrain_encoder.py",
-        "steps": state["step"],
-        "batch": int(asked["batch"]),
-        "cpu_hours": state["cpu_hours"],
+        else "a network of its shape by `pipelines/pretrain_encoder.py`",
+        "steps": [stage["step"] for stage in stages],
+        "cpu_hours": round(sum(stage["cpu_hours"] for stage in stages), 2),
         "seed": 0,
         "data": teacher.card["training"]["data"],
     }
