@@ -184,7 +184,7 @@ def sample(
     if "time" in points.columns:
         raise HeadError("the points already have a column 'time'", "rename it")
     tables = []
-    for time, part in zip(array["time"].values, array, strict=True):
+    for time, part in zip(array["time"].values, array.transpose("time", ...), strict=True):
         table = _sample(part, points, some=False)
         table.insert(array.sizes["band"], "time", time)
         tables.append(table)

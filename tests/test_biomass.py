@@ -100,6 +100,12 @@ def test_lazy_scenes_are_fitted_and_mapped_chunk_by_chunk(tmp_path):
         assert (file.dtypes[0], file.units[0], file.crs.to_epsg()) == ("float32", "Mg/ha", 32633)
         assert np.isnan(file.nodata)
     bounds = heads[1].predict_interval(lazy)
+    with rasterio.open(write_map(bounds, tmp_path / "bounds.tif")) as file:
+        np.testing.assert_array_equal(file.read(), bounds.values)
+        assert file.descriptions == ("prediction lower", "prediction upper")
+    with xr.open_zarr(write_map(bounds, tmp_path / "bounds.zarr")) as stored:
+        np.testing.assert_array_equal(stored["prediction"].values, bounds.values)
+        assert stored["bound"].values.tolist() == ["lower", "upper"]
     assert bounds.dims == ("bound", "y", "x")
     inside = bounds.sel(bound="lower").values <= found.values
     assert inside[np.isfinite(found.values)].mean() > 0.99
@@ -132,6 +138,35 @@ def test_intervals_cover_new_places_as_often_as_asked_and_means_are_unbiased(tra
         assert abs(((low <= measured) & (measured <= high)).mean() - coverage) < 0.04
     bias = (head.predict(test).values[1:-1, 1:-1] - measured).mean()
     assert abs(bias) < 0.03 * measured.mean()
+
+
+def test_intervals_hold_measurements_of_any_uncertainty():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(4000, D))
+    errors = rng.choice([5.0, 50.0], 4000)
+    y = np.maximum(200 + X @ [10, 5, 0, 0] + errors * rng.normal(size=4000), 0)
+    learned, new = np.s_[:2000], np.s_[2000:]
+    head = BiomassRegressor(target_transform="none", se_floor=5)
+    head.fit(X[learned], y[learned], standard_error=errors[learned])
+    low, high = head.predict_interval(X[new], coverage=0.9).T
+    assert abs(((low <= y[new]) & (y[new] <= high)).mean() - 0.9) < 0.03
+    assert head.held_out_rmse_ < 20  # by weight: of what is known well
+
+
+def test_label_pixels_larger_than_tokens_are_held_out_whole():
+    embedding = scene(size=64)
+    few = np.random.default_rng(1).uniform(0, 200, (4, 4))
+    coords = {
+        "y": TOP - (np.arange(4) + 0.5) * 16 * STEP,
+        "x": LEFT + (np.arange(4) + 0.5) * 16 * STEP,
+    }
+    labels = xr.DataArray(few, dims=("y", "x"), coords=coords).rio.write_crs(32633)
+    head = BiomassRegressor(kernel_size=1, target_transform="none", block_size=8)
+    head.fit(embedding, labels)
+    # Noise tells nothing of another place, and sixteen measurements are sixteen.
+    assert head.held_out_rmse_ > 0.9 * few.std()
+    assert head.residuals_.count == pytest.approx(16)
+    assert np.isposinf(head.predict_interval(embedding).values[1]).all()
 
 
 def test_uncertain_labels_count_less():
@@ -198,6 +233,28 @@ def test_several_scenes_and_rows_with_places(caplog):
         from_rows = BiomassRegressor(alpha=head.alpha_).fit(rows, values, groups=places)
     assert "1 of 4607 labelled vectors hold NaN" in caplog.text
     np.testing.assert_allclose(from_rows.weights_, head.weights_, atol=2e-3)
+    assert from_rows.score(rows, values) == pytest.approx(
+        from_rows.score(rows[8:], values[8:]), 0.01
+    )
+    still = np.concatenate([rows[8:], np.ones((len(rows) - 8, 1))], axis=1)
+    flat = BiomassRegressor(alpha=0.0).fit(still, values[8:])
+    assert flat.score(still, values[8:]) > 0.5
+
+
+def test_labels_by_shape_have_their_nodata_and_their_direction():
+    embedding = scene().drop_vars("spatial_ref")
+    values = truth(embedding)
+    labels = xr.DataArray(np.where(values > 90, values, 0), dims=("y", "x")).rio.write_nodata(0)
+    head = BiomassRegressor(block_size=8).fit(embedding, labels)
+    assert head.n_labels_ == (values > 90).sum()
+    fine = xr.DataArray(
+        values.repeat(2, 0).repeat(2, 1)[::-1],
+        dims=("y", "x"),
+        coords={"y": np.sort(TOP - (np.arange(2 * SIZE) + 0.5) * STEP / 2)},
+    )
+    with pytest.raises(HeadError, match="'y' is not that of the embedding"):
+        BiomassRegressor(block_size=8).fit(embedding, fine)
+    BiomassRegressor(block_size=8).fit(embedding, fine[::-1])
 
 
 EMPTY = np.full((SIZE, SIZE), np.nan)

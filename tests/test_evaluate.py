@@ -12,7 +12,7 @@ from nec.evaluate import (
     spatial_split,
     transfer_curve,
 )
-from nec.heads import DissimilarityIndex, SceneClassifier, load_head
+from nec.heads import BiomassRegressor, DissimilarityIndex, SceneClassifier, load_head
 
 RNG = np.random.default_rng(0)
 PLACES = RNG.uniform(0, 1000, (400, 2))
@@ -76,6 +76,12 @@ def test_a_label_curve_rises_and_is_paired():
     )
     assert few.score.isna().any()  # a single class among so few
     assert label_curve(Ridge(), ROWS, ROWS[:, 0], fractions=(1.0,)).score.min() > 0.99
+    away = label_curve(
+        *(BiomassRegressor(target_transform="none"), ROWS, ROWS[:, 0] + 10),
+        **{"groups": BLOCKS, "places": PLACES, "buffer": 100, "fractions": (1.0,), "repeats": 2},
+    )
+    assert away.score.min() > 0.9
+    assert away.labels.max() < curve[curve.fraction == 1.0].labels.min()
     with pytest.raises(HeadError, match="out of range"):
         label_curve(SceneClassifier(), ROWS, LABELS, fractions=(0.0,))
     with pytest.raises(HeadError, match="399 labels"):

@@ -328,6 +328,30 @@ def test_another_basis_is_refused_and_none_passes():
     assert head.predict(np.zeros((2, D))).shape == (2,)
 
 
+def test_other_bands_of_the_same_basis_are_refused(tmp_path):
+    embedding = scene().assign_coords(band=np.arange(D))
+    head = Segmenter().fit(embedding[[0, 1, 2]], truth())
+    head = load_head(head.save(tmp_path / "head.safetensors"))
+    head.predict(embedding[[0, 1, 2]])
+    head.predict(embedding[[0, 1, 2]].drop_vars("band"))
+    for other in ([2, 3, 4], [2, 1, 0]):
+        with pytest.raises(HeadError, match="bands 0, 1, 2"):
+            head.predict(embedding[other])
+    with pytest.raises(HeadError, match="another of the embeddings"):
+        Segmenter().fit([embedding[[0, 1]], embedding[[1, 2]]], [truth(), truth()])
+
+
+def test_rows_without_a_label_train_nothing():
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 2, 60).astype(float)
+    rows = rng.normal(size=(60, D)) + 3 * codes[:, None]
+    codes[::5] = np.nan
+    head = SceneClassifier().fit(rows, codes)
+    assert head.classes_.tolist() == [0, 1]
+    assert sum(head.counts_) == 48
+    assert head.score(rows, codes) > 0.9
+
+
 VECTORS, LABELS = samples()
 UNFIT = [
     (SceneClassifier(), VECTORS, LABELS[:-1], "60 vectors and 59 labels"),
@@ -437,6 +461,28 @@ def test_calibrated_probabilities_come_true():
         right = shares[np.arange(len(shares)), labels[80:]]
         losses.append(-np.log(np.maximum(right, 1e-9)).mean())
     assert losses[1] < 0.8 * losses[0]
+
+
+def test_few_labels_that_are_all_right_are_not_sharpened_without_end():
+    losses = np.zeros(2)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        codes = np.arange(330) % 3
+        rows = 1.2 * rng.normal(size=(3, 8))[codes] + rng.normal(size=(330, 8))
+        for at, calibrate in enumerate((False, True)):
+            head = SceneClassifier(calibrate=calibrate).fit(rows[:30], codes[:30])
+            shares = head.predict_proba(rows[30:])[np.arange(300), codes[30:]]
+            losses[at] -= np.log(np.maximum(shares, 1e-9)).mean()
+    assert losses[1] < losses[0]
+
+
+def test_a_card_tells_what_a_head_learned_and_serves():
+    vectors, labels = samples()
+    head = SceneClassifier(C=3.0).fit(vectors.assign_coords(band=np.arange(D)), labels)
+    card = head.card(data="three fields", scores={"accuracy, another year": 0.5})
+    for told in ("basis `b1`", "`C=3.0`", "three fields", "| water | ", "another year | 0.5 |"):
+        assert told in card
+    assert sum(head.counts_) == len(labels)
 
 
 def test_top_k_and_pooling_of_mean_and_roughness():

@@ -280,7 +280,8 @@ def test_penalty_its_gradient_and_the_bound(shape: tuple[int, int], size: tuple[
     if min(shape) > 1 and size == () and shape[0] >= shape[1]:
         (gradient,) = torch.autograd.grad(value, core)
         excess = core.T @ core - core.square().sum() / shape[1] * torch.eye(shape[1])
-        torch.testing.assert_close(gradient, 2 * core @ excess / value)
+        # Near a perfect core the penalty, which divides, is a difference of much larger numbers.
+        torch.testing.assert_close(gradient, 2 * core @ excess / value, rtol=1e-5, atol=1e-5)
 
 
 def test_penalty_of_a_perfect_core_has_a_gradient_and_of_a_singular_one_no_bound() -> None:
@@ -362,6 +363,9 @@ def test_checkpoints_carry_ranks_and_the_place_in_the_cycle() -> None:
     for _ in range(7):
         assert torch.equal(trainer.step(task(model)), resumed.step(task(other)))
     assert trainer.ranks == resumed.ranks
+    trainer.adaptive = False
+    resumed.load_state_dict(trainer.state_dict())
+    assert not resumed.adaptive
 
     model, trainer = start(2)
     trainer.step(task(model))
@@ -476,6 +480,11 @@ def test_weights_of_any_ranks_load_into_the_dense_architecture() -> None:
         found = load_lowrank(VisionTransformer(config), trained.state_dict())
         assert torch.equal(found(*view), wanted)
         assert next(iter(lowrank_layers(found).values())).ranks == (3, 3)
+        narrow, fresh = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
+        convert(narrow, rank=2, minimum=8)
+        nn.init.zeros_(fresh[0].weight)
+        rows = torch.rand(3, 8)
+        assert torch.equal(load_lowrank(fresh, narrow.state_dict())(rows), narrow(rows))
         torch.testing.assert_close(deploy(found)(*view), wanted, rtol=1e-4, atol=1e-5)
         dense = merge(trained)
         again = load_lowrank(VisionTransformer(config), dense.state_dict())

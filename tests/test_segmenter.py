@@ -66,6 +66,13 @@ def test_a_lazy_map_is_that_of_the_whole_scene(decoder):
     shares = head.predict_proba(embedding.chunk(y=16, x=24))
     assert shares.dims == ("class", "y", "x")
     np.testing.assert_allclose(np.nansum(shares.values, 0)[:80], 1, atol=1e-5)
+    # Wherever a scene is cut, and where it is smaller than what the network sees.
+    for part, chunks in ((embedding, {"y": 13, "x": 35}), (embedding[:, :9, :30], {"x": 17})):
+        np.testing.assert_allclose(
+            head.predict_proba(part.chunk(chunks)).values,
+            head.predict_proba(part).values,
+            atol=1e-5,
+        )
 
 
 def test_class_weights_and_seeds():

@@ -71,7 +71,7 @@ def train(
         str | None,
         typer.Option(help="Train on samples of this kind only, as set=train; the others test."),
     ] = None,
-    method: Annotated[str, typer.Option(help="linear or knn (not with --labels).")] = "linear",
+    method: Annotated[str, typer.Option(help="linear, knn or mlp (not with --labels).")] = "linear",
     decoder: Annotated[
         str,
         typer.Option(
@@ -230,7 +230,32 @@ def _measured_points(
         table.filter(regex=r"^band_\d+$"),
         values,
         standard_error=numbers[1] if len(numbers) > 1 else None,
+        groups=_places(dataset, table, regressor.block_size, regressor.folds),
     )
+
+
+def _places(
+    dataset: "xr.Dataset", table: Any, edge: int, folds: int
+) -> "np.ndarray[Any, Any] | None":
+    """Return the block of `edge` tokens that each point lies in; smaller ones where these are few.
+
+    None where there are not two even so: each point is a place of its own then.
+    """
+    import geopandas
+    import numpy as np
+
+    from nec.evaluate import spatial_blocks
+    from nec.sampling import Lattice
+
+    lattice = Lattice.of(dataset["embedding"])
+    where = geopandas.GeoSeries(table["geometry"]).to_crs(lattice.crs.to_wkt())
+    size = float(edge * max(map(abs, lattice.step)))
+    for _ in range(edge.bit_length()):
+        blocks = spatial_blocks(where.x.to_numpy(), where.y.to_numpy(), size=size)
+        if len(np.unique(blocks)) >= folds:
+            break
+        size /= 2
+    return blocks if len(np.unique(blocks)) > 1 else None
 
 
 def _classes_of_points(

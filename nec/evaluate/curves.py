@@ -1,6 +1,7 @@
 """Label curves: how good a head is for how many labels, and in a region it does not know."""
 
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,8 @@ def label_curve(
     y: ArrayLike,
     *,
     groups: ArrayLike | None = None,
+    places: ArrayLike | None = None,
+    buffer: float = 0.0,
     fractions: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     repeats: int = 5,
     share: float = 0.25,
@@ -40,7 +43,12 @@ def label_curve(
     y : array_like
         (n,) labels.
     groups : array_like, optional
-        (n,) place of each sample; each is a place of its own without.
+        (n,) place of each sample; each is a place of its own without. Heads whose `fit` takes
+        groups get them too.
+    places : array_like, optional
+        (n, 2) coordinates, for `buffer`.
+    buffer : float, default 0
+        Samples nearer than this to a tested one train nothing.
     fractions : sequence of float
         Of the labels on the training side, above 0 and up to 1.
     repeats : int
@@ -66,18 +74,21 @@ def label_curve(
 
     labels = np.asarray(y)
     _check_fractions(fractions)
-    places = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if not len(X) == len(labels) == len(places):
+    grouped = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    if not len(X) == len(labels) == len(grouped):
         raise HeadError(
-            f"{len(X)} samples, {len(labels)} labels, {len(places)} groups", "pass as many of each"
+            f"{len(X)} samples, {len(labels)} labels, {len(grouped)} groups", "pass as many of each"
         )
+    given = None if groups is None else grouped
     found = []
     for repeat in range(repeats):
-        train, test = spatial_split(places, share=share, seed=seed + repeat)
+        train, test = spatial_split(
+            grouped, share=share, seed=seed + repeat, places=places, buffer=buffer
+        )
         order = np.random.default_rng(seed + repeat).permutation(train)
         for fraction in sorted(fractions):
             chosen = order[: max(2, round(fraction * len(order)))]
-            score = _fitted_score(clone(head), X, labels, chosen, test)
+            score = _fitted_score(clone(head), X, labels, given, chosen, test)
             found.append((fraction, len(chosen), repeat, score))
             if progress is not None:
                 progress(len(found), repeats * len(fractions))
@@ -94,13 +105,15 @@ def transfer_curve(
     counts: Sequence[int] = (0, 10, 30, 100),
     repeats: int = 5,
     groups: ArrayLike | None = None,
+    places: ArrayLike | None = None,
+    buffer: float = 0.0,
     seed: int = 0,
 ) -> "pd.DataFrame":
     """Score a head in one region, learned from the others and from a few labels there.
 
     Parameters
     ----------
-    head, X, y, groups, seed
+    head, X, y, groups, places, buffer, seed
         As in :func:`label_curve`.
     regions : array_like
         (n,) region of each sample.
@@ -132,29 +145,40 @@ def transfer_curve(
             f"{inside.size} samples lie in region {target!r} and {outside.size} elsewhere",
             f"regions: {np.unique(of_region).tolist()}",
         )
-    places = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    grouped = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    given = None if groups is None else grouped
+    inner = None if places is None else np.asarray(places)[inside]
     found = []
     for repeat in range(repeats):
-        train, test = spatial_split(places[inside], share=0.5, seed=seed + repeat)
+        train, test = spatial_split(
+            grouped[inside], share=0.5, seed=seed + repeat, places=inner, buffer=buffer
+        )
         order = np.random.default_rng(seed + repeat).permutation(inside[train])
         for count in counts:
             few = order[:count]
             score = _fitted_score(
-                clone(head), X, labels, np.concatenate([outside, few]), inside[test]
+                clone(head), X, labels, given, np.concatenate([outside, few]), inside[test]
             )
-            alone = _fitted_score(clone(head), X, labels, few, inside[test])
+            alone = _fitted_score(clone(head), X, labels, given, few, inside[test])
             found.append((len(few), repeat, score, alone))
     return pd.DataFrame(found, columns=["labels", "repeat", "score", "alone"])
 
 
 def _fitted_score(
-    head: Any, X: Any, y: NDArray[Any], train: NDArray[np.intp], test: NDArray[np.intp]
+    head: Any,
+    X: Any,
+    y: NDArray[Any],
+    groups: NDArray[Any] | None,
+    train: NDArray[np.intp],
+    test: NDArray[np.intp],
 ) -> float:
     # What a head cannot learn from so few labels is part of the curve, not an error of it.
     if len(train) < 2 or (y.dtype.kind not in "fc" and len(np.unique(y[train])) < 2):
         return float("nan")
+    takes = groups is not None and "groups" in signature(head.fit).parameters
+    options = {"groups": groups[train]} if takes and groups is not None else {}
     try:
-        head.fit(_rows(X, train), y[train])
+        head.fit(_rows(X, train), y[train], **options)
     except HeadError:
         return float("nan")
     return float(head.score(_rows(X, test), y[test]))

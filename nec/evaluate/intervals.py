@@ -108,7 +108,7 @@ def estimates(
     reference: str,
     metrics: tuple[str, ...],
     seed: int,
-    margin: float = MARGIN,
+    margin: float | Mapping[str, float] = MARGIN,
 ) -> dict[str, dict[str, Any]]:
     """Give each row its metrics with 95 % intervals, and its difference to the reference.
 
@@ -122,8 +122,9 @@ def estimates(
         Keys of `METRICS`.
     seed : int
         Of the resamples.
-    margin : float
-        What "no worse" allows.
+    margin : float or mapping of str to float
+        What "no worse" allows, of all metrics or of each; nothing is said of those that have none,
+        nor of the bias, of which neither less nor more is better.
     """
     units = len(counts[reference])
     rng = np.random.default_rng(seed)
@@ -142,9 +143,12 @@ def estimates(
                 entry["difference"] = interval(value - base, drawn - base_drawn)
                 if metric in ERRORS:
                     entry["ratio"] = interval(value / base, drawn / base_drawn)
-                    entry["no_worse"] = entry["difference"]["high"] < margin
-                else:
-                    entry["no_worse"] = entry["difference"]["low"] > -margin
+                allowed = margin.get(metric) if isinstance(margin, Mapping) else margin
+                if allowed is not None and metric != "bias":
+                    change = entry["difference"]
+                    entry["no_worse"] = (
+                        change["high"] < allowed if metric in ERRORS else change["low"] > -allowed
+                    )
             out[row][metric] = entry
     return out
 

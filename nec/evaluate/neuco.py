@@ -248,8 +248,9 @@ def _scores(
         probe, metric = _regression(), r2_score
     else:
         metric = partial(f1_score, zero_division=0.0)
-        probe = _classification(X, y, parts[0][0])
     for train, test in parts:
+        if kind != "regression":
+            probe = _classification(X, y, train)
         if len(np.unique(y[train])) < 2:
             found = np.full(len(test), y[train][0])
         else:

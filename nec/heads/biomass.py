@@ -10,11 +10,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nec.errors import HeadError
 from nec.heads.cross_fit import cross_fitted
-from nec.heads.estimator import FLOATS, EmbeddingHead, check_basis, complete_rows, count_of
+from nec.heads.estimator import FLOATS, EmbeddingHead, complete_rows, count_of
 from nec.heads.labelled import LabelledScene, RowParts, SceneParts
 from nec.heads.maps import georeferenced
 from nec.heads.ridge import ALPHAS
-from nec.heads.targets import TRANSFORMS, Residuals, inverse
+from nec.heads.rules import Rows
+from nec.heads.targets import TRANSFORMS, Residuals, expectation, inverse, upper_bound
 from nec.heads.vectors import Origin, scene_pairs
 from nec.heads.windows import Blocks, apply_windows, project, read_window, shifted_sum
 from nec.sampling import without_time
@@ -60,7 +61,9 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
     intercept_, alpha_ : float
         Offset on the scale of the regression, and the penalty that was used.
     residuals_ : Residuals
-        What held-out predictions missed, on that scale.
+        What held-out predictions missed, on that scale, every measurement alike.
+    smearing_ : float
+        What brings predictions back as means.
     held_out_rmse_ : float
         Root mean square error of the held-out predictions, weighted, in `units`: to compare
         settings by.
@@ -80,6 +83,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
     intercept_: float
     alpha_: float
     residuals_: Residuals
+    smearing_: float
     held_out_rmse_: float
     n_labels_: int
 
@@ -158,10 +162,8 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             errors = standard_error
             if not isinstance(standard_error, list | tuple):
                 errors = [standard_error] * len(scenes)
-            origins = [Origin.of(embedding) for embedding, _ in scenes]
-            origin, kernel = origins[0], self.kernel_size
-            for other in origins[1:]:
-                check_basis(origin.basis, other.basis)
+            origin = Origin.common([Origin.of(embedding) for embedding, _ in scenes])
+            kernel = self.kernel_size
             labelled = [
                 LabelledScene.of(without_time(embedding), labels, error)
                 for (embedding, labels), error in zip(scenes, errors, strict=True)
@@ -177,7 +179,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
                 seed=self.random_state,
             )
         self._solve(parts, kernel)
-        self.basis_, self.model_ = origin.basis, origin.model
+        self._keep_origin(origin)
         return self
 
     def predict(self, X: Any) -> Any:
@@ -210,8 +212,9 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         X
             As for :meth:`predict`.
         coverage : float, default 0.9
-            Share of measurements that shall fall between, where places are exchangeable with
-            those that were learned from.
+            Share of measurements that shall fall between, where places and standard errors are
+            exchangeable with those that were learned from. The errors of the measurements are
+            part of the width.
 
         Returns
         -------
@@ -230,7 +233,10 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         low, high = self.residuals_.band(coverage)
 
         def bounds(values: Floats) -> Floats:
-            pair = [self._back(values + low), self._back(values + high)]
+            pair = [
+                inverse(self.target_transform, values + low),
+                upper_bound(self.target_transform, values + high),
+            ]
             pair = [np.where(np.isnan(values), np.nan, bound) for bound in pair]
             return np.stack(pair)
 
@@ -252,13 +258,19 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         Returns
         -------
         float
+            Over what has a label and no NaN.
+
+        Raises
+        ------
+        HeadError
+            Nothing has both; another basis or number of bands.
         """
         from sklearn.metrics import r2_score
 
         check_is_fitted(self)
         scenes = scene_pairs(X, y)
         if scenes is None:
-            return float(r2_score(np.asarray(y), self.predict(X), sample_weight=sample_weight))
+            return self._row_score(X, y, sample_weight)
         if sample_weight is not None:
             raise HeadError("sample_weight goes with (n, d) vectors only", "leave it out")
         measured, found = [], []
@@ -277,12 +289,27 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             raise HeadError("no token has both a label and data", "choose an area that has data")
         return float(r2_score(np.concatenate(measured), np.concatenate(found)))
 
+    def _row_score(self, X: Any, y: Any, sample_weight: Any) -> float:
+        from sklearn.metrics import r2_score
+
+        self._check_origin(X)
+        rows, values = self._checked(X), np.asarray(y, dtype=np.float64)
+        if len(rows) != len(values):
+            raise HeadError(f"{len(rows)} vectors and {len(values)} labels", "pass one for each")
+        keep = complete_rows(rows) & np.isfinite(values)
+        if not keep.any():
+            raise HeadError("no vector has both a label and data", "NaN is no label")
+        found = self._means(self._alone(rows[keep]))
+        weight = None if sample_weight is None else np.asarray(sample_weight)[keep]
+        return float(r2_score(values[keep], found, sample_weight=weight))
+
     def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         state = {
             "alpha": self.alpha_,
             "held_out_rmse": self.held_out_rmse_,
             "n_labels": self.n_labels_,
             "n_residuals": self.residuals_.count,
+            "smearing": self.smearing_,
         }
         return state, {
             "weights": self.weights_,
@@ -300,6 +327,9 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             )
         self.weights_, self.intercept_ = weights, float(tensors["intercept"][0])
         self.residuals_ = Residuals(residuals, float(state["n_residuals"]))
+        # Heads of earlier releases say it by their residuals.
+        smearing = state.get("smearing", self.residuals_.smearing(self.target_transform))
+        self.smearing_ = float(smearing)
         self.alpha_, self.n_labels_ = float(state["alpha"]), int(state["n_labels"])
         self.held_out_rmse_ = float(state["held_out_rmse"])
 
@@ -366,14 +396,17 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         )
         self.weights_ = found.weights.reshape(kernel, kernel, -1)
         self.intercept_, self.alpha_ = found.intercept, found.alpha
-        self.residuals_, self.held_out_rmse_ = found.residuals, found.held_out_rmse
+        self.residuals_, self.smearing_ = found.residuals, found.smearing
+        self.held_out_rmse_ = found.held_out_rmse
         self.n_labels_ = found.count
 
-    def _back(self, values: Floats) -> Floats:
-        return inverse(self.target_transform, values)
-
     def _means(self, values: Floats) -> Floats:
-        return self.residuals_.expectation(self.target_transform, values)
+        return expectation(self.target_transform, values, self.smearing_)
+
+    def _alone(self, rows: Rows) -> Floats:
+        """Regress rows, whose neighbours are taken to be as they are."""
+        found: Floats = rows.astype(np.float64) @ self.weights_.sum((0, 1)) + self.intercept_
+        return found
 
     def _regressed(self, block: Blocks) -> Floats:
         return shifted_sum(project(block, self.weights_)) + self.intercept_
@@ -388,8 +421,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
                     f"{int(np.argmin(complete))}",
                     "leave them out; in the map of a scene missing tokens are NaN",
                 )
-            weights = self.weights_.sum((0, 1))
-            return function(rows.astype(np.float64) @ weights + self.intercept_)
+            return function(self._alone(rows))
         scene = without_time(X).transpose("band", "y", "x")
         data = apply_windows(
             scene,

@@ -9,7 +9,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
-from nec.heads.estimator import along_samples, check_basis
+from nec.heads.estimator import along_samples
 from nec.heads.rules import (
     LinearRule,
     NeighbourRule,
@@ -60,6 +60,8 @@ class SceneClassifier(EmbeddingClassifier):
     ----------
     classes_ : numpy.ndarray
         The labels, sorted.
+    counts_ : list of int
+        Vectors of each class that were learned from.
     basis_, model_ : str or None
         Basis hash and model id of the embeddings the head was fitted on.
     rule_ : Rule
@@ -153,7 +155,7 @@ class SceneClassifier(EmbeddingClassifier):
             the log.
         """
         check_is_fitted(self)
-        check_basis(self.basis_, Origin.of(X).basis)
+        self._check_origin(X)
         labels = sample_labels(X, y) if isinstance(X, xr.DataArray) else np.asarray(y)
         return self._accuracy(self._checked(X), labels, sample_weight)
 

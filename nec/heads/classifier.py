@@ -29,6 +29,7 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
     """Common part of :class:`SceneClassifier` and :class:`Segmenter`; not used by itself."""
 
     classes_: NDArray[Any]
+    counts_: list[int] | None
     rule_: Rule
 
     def _make_rule(self, rows: Rows, codes: NDArray[np.intp], classes: NDArray[Any]) -> Rule:
@@ -41,11 +42,20 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
         return ()
 
     def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-        state = {"classes": self.classes_.tolist(), "classes_dtype": self.classes_.dtype.str}
+        state = {
+            "classes": self.classes_.tolist(),
+            "classes_dtype": self.classes_.dtype.str,
+            "counts": self.counts_,
+            "n_iter": getattr(self, "n_iter_", None),
+        }
         return state, self.rule_.tensors()
 
     def _restore(self, state: dict[str, Any], tensors: dict[str, NDArray[Any]]) -> None:
         self.classes_ = np.array(state["classes"], dtype=np.dtype(state["classes_dtype"]))
+        # Heads of earlier releases say neither.
+        self.counts_ = state.get("counts")
+        if state.get("n_iter") is not None:
+            self.n_iter_ = int(state["n_iter"])
         self.rule_ = self._rule_of(tensors)
 
     def predict(self, X: Any) -> Any:
@@ -108,6 +118,12 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
                 "pass one label for each vector",
             )
         labels = labels if labels is None else plain_labels(labels)
+        # scikit-learn refuses NaN among labels, which says here that there is none.
+        known = None if labels is None or labels.ndim != 1 else is_label(labels, ())
+        if known is not None and not known.all() and known.any():
+            filled = labels.copy()
+            filled[~known] = labels[known][0]
+            labels = filled
         rows, labels = validate_data(
             self, rows, labels, dtype=FLOATS, ensure_all_finite="allow-nan"
         )
@@ -117,6 +133,8 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
         if not keep.all():
             logger.warning("%d of %d vectors hold NaN: dropped", (~keep).sum(), keep.size)
         keep &= is_label(labels, self._ignored())
+        if known is not None:
+            keep &= known
         rows, labels = rows[keep], labels[keep]
         if labels.size:
             check_classification_targets(labels)
@@ -128,8 +146,8 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
                 "give two classes at least, with vectors that are not missing",
             )
         self.rule_ = self._make_rule(rows, codes, classes)
-        self.classes_ = classes
-        self.basis_, self.model_ = origin.basis, origin.model
+        self.classes_, self.counts_ = classes, np.bincount(codes).tolist()
+        self._keep_origin(origin)
         return self
 
     def _row_probabilities(self, X: Any) -> Rows:

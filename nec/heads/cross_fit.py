@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from nec.errors import HeadError
 from nec.heads.estimator import complete_rows
 from nec.heads.labelled import Part, RowParts, SceneParts
 from nec.heads.ridge import Sums
-from nec.heads.targets import Residuals, forward, inverse
+from nec.heads.targets import Residuals, expectation, forward, inverse
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,10 @@ class CrossFit:
     intercept, alpha : float
         Offset on the scale of the regression, and the penalty that was chosen.
     residuals : Residuals
-        On that scale.
+        On that scale, every measurement alike: what a new one may miss the prediction by.
+    smearing : float
+        What brings predictions back as means, of residuals that count as their labels do: the
+        noise of an uncertain label is none of the ground's. See `nec.heads.targets.expectation`.
     held_out_rmse : float
         In units of the label, weighted.
     count : int
@@ -45,6 +48,7 @@ class CrossFit:
     intercept: float
     alpha: float
     residuals: Residuals
+    smearing: float
     held_out_rmse: float
     count: int
 
@@ -110,15 +114,20 @@ def cross_fitted(
     ]
     found, values, weights = _held_out(parts, without, alphas.size, se_floor, seed)
     best = int(np.argmin(np.square(inverse(transform, found) - values) @ weights))
-    residuals = Residuals.of(forward(transform, values) - found[best], weights)
-    missed = np.square(residuals.expectation(transform, found[best]) - values)
+    missed = forward(transform, values) - found[best]
+    smearing = Residuals.of(missed, weights).smearing(transform)
+    residuals = Residuals.of(missed)
+    # Tokens under one label pixel are one measurement.
+    residuals = replace(residuals, count=residuals.count * parts.measurements / parts.count)
+    squares = np.square(expectation(transform, found[best], smearing) - values)
     coefficients, intercepts = _subtracted(sums, -1).solve(alphas[[best]])
     return CrossFit(
         coefficients[0],
         float(intercepts[0]),
         float(alphas[best]),
         residuals,
-        float(np.sqrt(np.average(missed, weights=weights))),
+        smearing,
+        float(np.sqrt(np.average(squares, weights=weights))),
         count,
     )
 

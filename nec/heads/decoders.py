@@ -13,6 +13,9 @@ from nec.heads.windows import WINDOW
 
 #: Margin in tokens that each decoder sees around what it labels, by name.
 MARGINS = {"conv": 2, "fpn": 12}
+#: Tokens that windows begin at multiples of, so that what is pooled by two, twice, is the same
+#: wherever a scene is cut.
+PHASE = 4
 
 
 class ConvDecoder(nn.Module):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nec.errors import HeadError
-from nec.heads.estimator import FLOATS, EmbeddingHead, complete_rows
+from nec.heads.estimator import FLOATS, EmbeddingHead, complete_rows, count_of
 from nec.heads.maps import georeferenced
 from nec.heads.rules import Rows
 from nec.heads.vectors import Origin
@@ -70,9 +70,11 @@ class DissimilarityIndex(EmbeddingHead):
         Raises
         ------
         HeadError
-            Fewer than two vectors, or all of them equal.
+            Fewer than two vectors, all of them equal, or another number of groups.
         """
         rows = validate_data(self, X, dtype=FLOATS, ensure_all_finite="allow-nan")
+        if groups is not None and count_of(groups) != len(rows):
+            raise HeadError(f"{len(rows)} vectors and {count_of(groups)} groups", "pass as many")
         keep = np.flatnonzero(complete_rows(rows))
         rng = np.random.default_rng(self.random_state)
         keep = np.sort(rng.permutation(keep)[: self.max_vectors])
@@ -95,8 +97,7 @@ class DissimilarityIndex(EmbeddingHead):
         low, high = np.quantile(across / self.scale_, (0.25, 0.75))
         self.threshold_ = float(high + 1.5 * (high - low))
         self.vectors_ = rows
-        origin = Origin.of(X)
-        self.basis_, self.model_ = origin.basis, origin.model
+        self._keep_origin(Origin.of(X))
         return self
 
     def predict(self, X: Any) -> Any:

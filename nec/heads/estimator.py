@@ -1,5 +1,6 @@
 """What all heads share: the basis check, the bands, rows out of whatever comes, files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from nec.errors import HeadError
+from nec.heads.card import card_text
 from nec.heads.persistence import load_state, save_state
 from nec.heads.rules import Rows
 from nec.heads.vectors import Origin
@@ -26,7 +28,15 @@ class EmbeddingHead(BaseEstimator):  # type: ignore[misc]
 
     basis_: str | None
     model_: str | None
+    bands_: tuple[Any, ...] | None
     n_features_in_: int
+
+    def _keep_origin(self, origin: Origin) -> None:
+        self.basis_, self.model_, self.bands_ = origin.basis, origin.model, origin.bands
+
+    def _check_origin(self, X: Any) -> None:
+        """Refuse vectors of another basis, or of other bands of it."""
+        Origin(self.basis_, self.model_, self.bands_).check(Origin.of(X), "the head was fitted on")
 
     def _learned(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         raise NotImplementedError
@@ -66,13 +76,34 @@ class EmbeddingHead(BaseEstimator):  # type: ignore[misc]
         """
         return load_state(cls, path)
 
+    def card(
+        self,
+        *,
+        data: str | None = None,
+        licence: str | None = None,
+        scores: Mapping[str, Any] | None = None,
+    ) -> str:
+        """Return the model card of the fitted head, in Markdown.
+
+        Parameters
+        ----------
+        data : str, optional
+            What it learned from: places, source, time.
+        licence : str, optional
+            Of the head; that of its labels may bind it.
+        scores : mapping, optional
+            Figures on data that it did not learn from, by name.
+        """
+        check_is_fitted(self)
+        return card_text(self, data=data, licence=licence, scores=scores or {})
+
     def _is_scene(self, X: Any) -> bool:
         """Check origin and bands; tell whether `X` is to be mapped."""
         if isinstance(X, xr.Dataset):
             raise HeadError(
                 "got a Dataset", "pass one of its arrays: ds.embedding or ds.scene_embedding"
             )
-        check_basis(self.basis_, Origin.of(X).basis)
+        self._check_origin(X)
         if not isinstance(X, xr.DataArray):
             return False
         if "band" not in X.dims:
@@ -101,21 +132,6 @@ class EmbeddingHead(BaseEstimator):  # type: ignore[misc]
             self, X, reset=False, dtype=FLOATS, ensure_all_finite="allow-nan"
         )
         return rows
-
-
-def check_basis(ours: str | None, theirs: str | None) -> None:
-    """Refuse vectors of another basis; pass where either side does not say.
-
-    Raises
-    ------
-    HeadError
-        The two differ.
-    """
-    if ours is not None and theirs is not None and ours != theirs:
-        raise HeadError(
-            f"the embedding has basis {theirs} and the head was fitted on basis {ours}",
-            "use embeddings of the same model, or fit the head again on these",
-        )
 
 
 def complete_rows(rows: Rows) -> NDArray[np.bool_]:

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,6 +74,36 @@ class LabelledScene:
             raise HeadError("there are no labels", "pass y (y, x), NaN where nothing is known")
         return cls(embedding, over[0], over[1])
 
+    def block(self, window: slice, edge: int, *, axis: int) -> NDArray[np.int64]:
+        """Return the block of each token row (axis 0) or column of a window.
+
+        Where label pixels are larger than tokens, blocks consist of whole ones: what one
+        measurement says of its tokens stays together.
+
+        Parameters
+        ----------
+        window : slice
+            With start and stop.
+        edge : int
+            Of a block, tokens.
+        """
+        if not self.labels.coarse:
+            return np.arange(window.start, window.stop, dtype=np.int64) // edge
+        pixels = (self.labels.rows, self.labels.columns)[axis]
+        whole = max(1, round(edge / self.tokens_of_label[axis]))
+        return pixels[window] // whole
+
+    @cached_property
+    def tokens_of_label(self) -> tuple[float, float]:
+        """Token rows and columns that a label pixel spans, on average; 1 where it is no larger."""
+        if not self.labels.coarse:
+            return 1.0, 1.0
+        spans = []
+        for index in (self.labels.rows, self.labels.columns):
+            inside = index[index >= 0]
+            spans.append(inside.size / max(1, np.unique(inside).size))
+        return spans[0], spans[1]
+
     def windows(self) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
         """Give the windows that hold labels, with their labels, cut to where those lie."""
         for rows, columns in windows_of(self.embedding):
@@ -100,9 +131,17 @@ class SceneParts:
     folds : int
         At most; fewer where there are fewer blocks.
     block : int
-        Edge of a block, tokens; halved until there are as many labelled blocks as folds.
+        Edge of a block, tokens; halved until there are as many labelled blocks as folds. A label
+        pixel is never cut.
     seed : int
         Of the folds.
+
+    Attributes
+    ----------
+    count : int
+        Labelled tokens.
+    measurements : float
+        Label pixels that they lie under, about; `count` where those are no larger than tokens.
     """
 
     def __init__(
@@ -110,15 +149,18 @@ class SceneParts:
     ) -> None:
         self.scenes, self.kernel = list(scenes), kernel
         self._cache: list[Part] | None = []
-        self.count = 0
+        asked, edges = block, (s for scene in self.scenes for s in scene.tokens_of_label)
+        least = max(1.0, max(edges, default=1.0))
         while True:
             blocks: set[tuple[int, int, int]] = set()
-            self.count = 0
+            self.count, self.measurements = 0, 0.0
             for i, scene in enumerate(self.scenes):
                 for rows, columns, values in scene.windows():
                     there = ~np.isnan(values)
                     self.count += int(there.sum())
-                    y, x = _blocks(rows, block)[:, None], _blocks(columns, block)[None, :]
+                    self.measurements += float(there.sum()) / float(np.prod(scene.tokens_of_label))
+                    y = scene.block(rows, block, axis=0)[:, None]
+                    x = scene.block(columns, block, axis=1)[None, :]
                     blocks |= {
                         (i, int(b), int(a))
                         for b, a in set(
@@ -129,10 +171,14 @@ class SceneParts:
                             )
                         )
                     }
-            if len(blocks) >= folds or block == 1:
+            if len(blocks) >= folds or block <= least:
                 break
             block //= 2
         self.block = block
+        if block < asked:
+            logger.info(
+                "labels lie in few blocks of %d tokens: held-out blocks are of %d", asked, block
+            )
         self.folds = min(folds, len(blocks))
         if 0 < self.folds < folds:
             logger.warning("labels lie in %d block(s) only: as many folds", self.folds)
@@ -171,8 +217,8 @@ class SceneParts:
         there = ~np.isnan(values)
         block = read_window(scene.embedding, rows, columns, self.kernel // 2)
         y, x = np.nonzero(there)
-        by = _blocks(rows, self.block)[y].tolist()
-        bx = _blocks(columns, self.block)[x].tolist()
+        by = scene.block(rows, self.block, axis=0)[y].tolist()
+        bx = scene.block(columns, self.block, axis=1)[x].tolist()
         folds = [self._fold[number, b, a] for b, a in zip(by, bx, strict=True)]
         errors = np.zeros(y.size)
         if scene.errors is not None:
@@ -210,13 +256,10 @@ class RowParts:
         )
         count = int(names.max()) + 1
         self.folds, self.count = min(folds, count), len(rows)
+        self.measurements = float(self.count)
         order = np.random.default_rng(seed).permutation(count) % self.folds
         self._part = Part(rows, values, errors, order[names])
 
     def __iter__(self) -> Iterator[Part]:
         """Give the one part that there is."""
         yield self._part
-
-
-def _blocks(window: slice, edge: int) -> NDArray[np.int64]:
-    return np.arange(window.start, window.stop, dtype=np.int64) // edge

@@ -125,6 +125,7 @@ class LabelRaster:
             if crs_of(labels) is not None and crs_of(embedding) is not None:
                 return cls._by_coordinate(embedding, labels, ignored)
             _check_no_contradiction(embedding, labels)
+            ignored = _with_nodata(labels, ignored)
         else:
             labels = np.asarray(labels)
         return cls._by_shape(embedding, labels, ignored)
@@ -146,9 +147,7 @@ class LabelRaster:
             raise HeadError(
                 "the labels and the embedding do not overlap", "check their coordinates and CRS"
             )
-        nodata = labels.rio.nodata
-        ignored = ignored if nodata is None else (*ignored, nodata)
-        return cls(labels, rows, columns, coarse, ignored)
+        return cls(labels, rows, columns, coarse, _with_nodata(labels, ignored))
 
     @classmethod
     def _by_shape(
@@ -276,6 +275,11 @@ def is_label(values: NDArray[Any], ignored: tuple[Any, ...]) -> NDArray[np.bool_
     return valid
 
 
+def _with_nodata(labels: xr.DataArray, ignored: tuple[Any, ...]) -> tuple[Any, ...]:
+    nodata = labels.rio.nodata
+    return ignored if nodata is None else (*ignored, nodata)
+
+
 def _plane(labels: xr.DataArray) -> xr.DataArray:
     extra = [dim for dim in labels.dims if dim not in ("y", "x") and labels.sizes[dim] == 1]
     labels = labels.squeeze(extra, drop=True) if extra else labels
@@ -315,7 +319,9 @@ def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]
     if nodata is None:
         info = np.iinfo(labels.dtype)
         fits = [v for v in ignored if not isinstance(v, str) and info.min <= v <= info.max]
-        # Whatever no label is: unlabelled pixels come in at the edges of what is turned.
+        # Unlabelled pixels come in at the edges of what is turned: a value that no label has.
+        if not fits and labels.dtype.itemsize < 4:
+            near, info = near.astype(np.int32), np.iinfo(np.int32)
         nodata = fits[0] if fits else int(info.max)
     found = near.rio.reproject(ours, resampling=Resampling.nearest, nodata=nodata)
     logger.warning(
@@ -332,7 +338,12 @@ def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> No
         if dim not in embedding.coords or dim not in labels.coords:
             continue
         theirs, ours = embedding[dim].values, labels[dim].values
-        if theirs.shape == ours.shape and not np.allclose(theirs, ours):
+        patch, left = divmod(ours.size, theirs.size)
+        if left or not patch:
+            continue  # refused by shape
+        # Of label pixels within a token, the middle.
+        ours = ours.reshape(-1, patch).mean(axis=1)
+        if not np.allclose(theirs, ours):
             raise HeadError(
                 f"the labels' coordinate {dim!r} is not that of the embedding, and without a CRS "
                 "on both they are matched by shape",

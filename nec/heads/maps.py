@@ -19,6 +19,8 @@ from nec.heads.rules import Rows, Rule
 from nec.sampling import Lattice, crs_of, grid_mapping_name, spatial_dims, without_time
 
 MISSING = -1
+# Dimensions of maps of several planes.
+PLANES = ("bound", "class")
 BATCH = 1 << 14  # rows at a time: bounds the memory beside the chunk itself
 
 
@@ -176,7 +178,8 @@ def write_map(
     ----------
     labels : xarray.DataArray
         Class indices (y, x) or (cell_y, cell_x) as a head's `predict` gives them; -1 is missing.
-        Or numbers of a regressor, NaN where missing.
+        Or numbers of a regressor, NaN where missing; of its `predict_interval` (bound, y, x), or
+        probabilities (class, y, x) of `predict_proba`, a plane each.
     path : str or path
         What to write: a Zarr group where the name ends in ``.zarr``, else a GeoTIFF. It appears
         when it is complete, and replaces one that is there.
@@ -193,7 +196,7 @@ def write_map(
         What was written. Zarr: the array as it is, that plain xarray opens. GeoTIFF: uint8 with
         nodata 255 (uint16 with 65535 above 255 classes), and the class names in the tags
         ``flag_values`` and ``flag_meanings`` of the band. Of numbers float32 with nodata NaN,
-        and the units in the band's.
+        the units in the band's; of several planes a band each, described by its bound or class.
 
     Raises
     ------
@@ -209,6 +212,11 @@ def write_map(
         raise HeadError(
             f"array {str(labels.name)!r} ({labels.dtype}) is no class map",
             "pass what a head's predict() gives for a scene",
+        )
+    planes = [dim for dim in labels.dims if dim not in spatial_dims(labels)]
+    if planes and (planes[0] not in PLANES or len(planes) > 1):
+        raise HeadError(
+            f"the map has dimensions {labels.dims}", f"select one plane of {spatial_dims(labels)}"
         )
     names = [] if numbers else names
     table = class_colours(len(names)) if colours is None else list(colours)
@@ -231,7 +239,7 @@ def write_map(
 def _blocks(labels: xr.DataArray, count: int) -> Iterator[tuple[slice, slice]]:
     """Cut a lazy map into blocks of `count` x `count` chunks that are computed one by one."""
     cuts = []
-    for sizes in labels.chunks or ():
+    for sizes in (labels.chunksizes[dim] for dim in spatial_dims(labels)):
         ends = [0, *np.cumsum(sizes).tolist()]
         kept = [*ends[:-1:count], ends[-1]]
         cuts.append([slice(start, stop) for start, stop in pairwise(kept)])
@@ -244,12 +252,14 @@ def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Pa
     if path.exists() and not (path / "zarr.json").exists():
         raise HeadError(f"{path} is there and is no Zarr group", "choose another name")
     dims = spatial_dims(labels)
-    labels = labels.transpose(*dims)
+    labels = labels.transpose(..., *dims)
     if labels.chunks is not None:
         # Those of Zarr are of one size, and no two blocks may share one.
-        labels = labels.chunk({d: max(c) for d, c in zip(dims, labels.chunks, strict=True)})
+        labels = labels.chunk({dim: max(sizes) for dim, sizes in labels.chunksizes.items()})
+    # Strings of a fixed length have no specification in Zarr.
+    texts = {k: v.astype(object) for k, v in labels.coords.items() if v.dtype.kind == "U"}
     name = str(labels.name or "map")
-    dataset = labels.to_dataset(name=name)
+    dataset = labels.assign_coords(texts).to_dataset(name=name)
     # Named as a coordinate, so that plain xarray finds the CRS.
     told = " ".join(str(key) for key in labels.coords if key not in labels.dims)
     if told:
@@ -259,7 +269,7 @@ def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Pa
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         dataset.to_zarr(aside, compute=False, zarr_format=3, consolidated=True)
     if labels.chunks is not None:
-        small = [k for k, v in dataset.variables.items() if set(v.dims) < set(dims)]
+        small = [k for k, v in dataset.variables.items() if not set(dims) <= set(v.dims)]
         plane = dataset.drop_vars(small)
         for window in _blocks(labels, block):
             region = dict(zip(dims, window, strict=True))
@@ -270,21 +280,22 @@ def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Pa
     return path
 
 
-class _Band:
-    """The one band of an open raster, as something to assign windows to."""
+class _Bands:
+    """The bands of an open raster, as something to assign windows to."""
 
     def __init__(self, raster: Any, nodata: float, corner: tuple[int, int] = (0, 0)) -> None:
         self.raster, self.nodata, self.corner = raster, nodata, corner
 
-    def __setitem__(self, window: tuple[slice, slice], values: NDArray[Any]) -> None:
+    def __setitem__(self, window: tuple[slice, slice, slice], values: NDArray[Any]) -> None:
         from rasterio.windows import Window
 
         missing = np.isnan(values) if values.dtype.kind == "f" else values < 0
         codes = np.where(missing, self.nodata, values).astype(self.raster.dtypes[0])
         rows, columns = (
-            slice(w.start + c, w.stop + c) for w, c in zip(window, self.corner, strict=True)
+            slice(w.start + c, w.stop + c) for w, c in zip(window[1:], self.corner, strict=True)
         )
-        self.raster.write(codes, 1, window=Window.from_slices(rows, columns))
+        bands = list(range(window[0].start + 1, window[0].stop + 1))
+        self.raster.write(codes, bands, window=Window.from_slices(rows, columns))
 
 
 def _write_plain(
@@ -299,21 +310,21 @@ def _write_plain(
     from affine import Affine
 
     dims = spatial_dims(labels)
-    if set(labels.dims) != set(dims):
-        raise HeadError(f"the map has dimensions {labels.dims}", f"select one plane of {dims}")
     crs = crs_of(labels)
     if crs is None:
         raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
-    labels = labels.transpose(*dims)
+    if len(labels.dims) == 2:
+        labels = labels.expand_dims("plane")
+    labels = labels.transpose(..., *dims)
     data = labels.data
     dtype, nodata = ("uint8", 255.0) if len(names) <= 255 else ("uint16", 65535.0)
     if not names:
         dtype, nodata = "float32", np.nan
     profile = {
         "driver": "GTiff",
-        "height": data.shape[0],
-        "width": data.shape[1],
-        "count": 1,
+        "height": data.shape[1],
+        "width": data.shape[2],
+        "count": data.shape[0],
         "dtype": dtype,
         "nodata": nodata,
         "crs": crs,
@@ -327,16 +338,20 @@ def _write_plain(
             values = " ".join(map(str, range(len(names))))
             raster.update_tags(1, flag_values=values, flag_meanings=" ".join(names))
         else:
-            raster.set_band_description(1, str(labels.attrs.get("long_name", labels.name)))
-            raster.set_band_unit(1, str(labels.attrs.get("units", "")))
+            name, unit = labels.attrs.get("long_name", labels.name), labels.attrs.get("units", "")
+            told = labels[labels.dims[0]].values.tolist() if labels.dims[0] in PLANES else [""]
+            for band, what in enumerate(told, 1):
+                raster.set_band_description(band, f"{name} {what}".strip())
+                raster.set_band_unit(band, str(unit))
         if labels.chunks is None:
-            _Band(raster, nodata)[slice(0, data.shape[0]), slice(0, data.shape[1])] = data
+            whole: Any = tuple(slice(0, size) for size in data.shape)
+            _Bands(raster, nodata)[whole] = data
             return
         from dask.array import store
 
         for rows, columns in _blocks(labels, block):
-            band: Any = _Band(raster, nodata, (rows.start, columns.start))
-            store(data[rows, columns], band, lock=threading.Lock())
+            bands: Any = _Bands(raster, nodata, (rows.start, columns.start))
+            store(data[:, rows, columns], bands, lock=threading.Lock())
 
 
 def class_colours(count: int) -> list[tuple[int, int, int]]:

@@ -41,6 +41,7 @@ def save_state(head: "EmbeddingHead", path: str | Path) -> Path:
         "feature_names": None if names is None else names.tolist(),
         "basis": head.basis_,
         "model": head.model_,
+        "bands": _plain(head.bands_),
         **{name: _plain(value) for name, value in learned.items()},
     }
     # One key, because the order of several in the header is not fixed.
@@ -112,6 +113,8 @@ def load_state(kind: type[Head], path: str | Path) -> Head:
         if state["feature_names"] is not None:
             head.feature_names_in_ = np.array(state["feature_names"], dtype=object)
         head.basis_, head.model_ = state["basis"], state["model"]
+        # Heads of earlier releases do not say.
+        head.bands_ = None if state.get("bands") is None else tuple(state["bands"])
         head._restore(state, tensors)
     except HeadError:
         raise

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nec.errors import HeadError
-from nec.heads.decoders import make_decoder, margin_of, tile_of
+from nec.heads.decoders import PHASE, make_decoder, margin_of, tile_of
 from nec.heads.labels import LabelRaster
 from nec.heads.maps import MISSING, described, georeferenced
 from nec.heads.training import Standard, Window, cut
@@ -256,7 +256,7 @@ def pixel_map(
         rule.probabilities if shares else rule.classes,
         margin=rule.margin,
         scale=rule.scale,
-        tile=rule.tile,
+        tile=max(rule.tile, PHASE),
         leading=(classes.size,) if shares else (),
         dtype=np.float32 if shares else np.int16,
     )

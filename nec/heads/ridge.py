@@ -64,7 +64,7 @@ class Sums:
         Parameters
         ----------
         alphas : numpy.ndarray
-            (m,) penalties, relative to the mean eigenvalue (1) of the correlation matrix.
+            (m,) penalties from 0, relative to the mean eigenvalue (1) of the correlation matrix.
 
         Returns
         -------
@@ -81,5 +81,8 @@ class Sums:
         moments = (self.targets / self.weight - mean * middle) / scale
         values, vectors = np.linalg.eigh(correlation)
         along = vectors.T @ moments
-        weights = (along / (np.maximum(values, 0) + alphas[:, None])) @ vectors.T / scale
+        # What does not vary tells nothing, whatever the penalty.
+        there = values > values[-1] * self.size * np.finfo(np.float64).eps
+        shrunk = np.where(there, along / (np.where(there, values, 1.0) + alphas[:, None]), 0.0)
+        weights = shrunk @ vectors.T / scale
         return weights, middle - weights @ mean

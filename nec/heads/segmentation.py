@@ -11,7 +11,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
-from nec.heads.estimator import check_basis
 from nec.heads.rules import LinearRule, Rows, Rule
 from nec.heads.terratorch_decoders import check_decoder, installed_version
 from nec.heads.vectors import Origin, labelled_rows, scene_pairs
@@ -66,6 +65,8 @@ class Segmenter(EmbeddingClassifier):
     ----------
     classes_ : numpy.ndarray
         The labels, sorted.
+    counts_ : list of int
+        Vectors of each class that were learned from; of networks pixels.
     basis_, model_ : str or None
         Basis hash and model id of the embeddings the head was fitted on.
     rule_ : Rule
@@ -170,13 +171,11 @@ class Segmenter(EmbeddingClassifier):
             )
         if scenes is None:
             return self._learn(X, y, Origin.of(X))
-        origins = [Origin.of(embedding) for embedding, _ in scenes]
-        for origin in origins[1:]:
-            check_basis(origins[0].basis, origin.basis)
+        origin = Origin.common([Origin.of(embedding) for embedding, _ in scenes])
         if self.decoder != "linear":
-            return self._train(scenes, origins[0], progress)
+            return self._train(scenes, origin, progress)
         rows, labels = self._labelled(scenes)
-        return self._learn(rows, labels, origins[0])
+        return self._learn(rows, labels, origin)
 
     def predict(self, X: Any) -> Any:
         """Give each vector, or each pixel of a scene, its most probable class.
@@ -215,7 +214,7 @@ class Segmenter(EmbeddingClassifier):
         check_is_fitted(self)
         scenes = scene_pairs(X, y)
         if scenes is None:
-            check_basis(self.basis_, Origin.of(X).basis)
+            self._check_origin(X)
             return self._accuracy(self._checked(X), np.asarray(y), sample_weight)
         if sample_weight is not None:
             raise HeadError("sample_weight goes with (n, d) vectors only", "leave it out")
@@ -283,7 +282,9 @@ class Segmenter(EmbeddingClassifier):
             network, standard, margin, self.upsampling, tile_of(self.decoder), classes.size
         )
         self.classes_ = classes
-        self.basis_, self.model_ = origin.basis, origin.model
+        codes = np.concatenate([window.codes[window.codes >= 0] for window in windows])
+        self.counts_ = np.bincount(codes, minlength=classes.size).tolist()
+        self._keep_origin(origin)
         return self
 
     def _pixel_scenes(self, scenes: list[tuple[xr.DataArray, Any]]) -> list[Any]:

@@ -31,6 +31,27 @@ def inverse(transform: str, values: NDArray[Any]) -> Floats:
     return np.maximum(back, 0)
 
 
+def upper_bound(transform: str, values: NDArray[Any]) -> Floats:
+    """Bring upper bounds back, infinite ones too; nothing is negative there."""
+    exact = np.asarray(values, dtype=np.float64)
+    return np.where(np.isposinf(exact), np.inf, inverse(transform, exact))
+
+
+def expectation(transform: str, values: NDArray[Any], smearing: float) -> Floats:
+    """Return the mean, on the original scale, of predictions with residuals around.
+
+    Smearing (Duan 1983, doi:10.1080/01621459.1983.10478017): going back through a curved
+    transform without it predicts too little on average. Of the square root it is the variance of
+    the residuals, of the logarithm the mean of their exponentials.
+    """
+    exact = np.asarray(values, dtype=np.float64)
+    if transform == "sqrt":
+        return np.asarray(np.where(exact < 0, 0, np.square(exact)) + smearing)
+    if transform == "log":
+        return np.maximum(np.exp(np.minimum(exact, 20)) * smearing - 1, 0)
+    return inverse(transform, exact)
+
+
 @dataclass(frozen=True, eq=False)
 class Residuals:
     """What out-of-fold predictions missed, on the scale of the regression.
@@ -40,7 +61,8 @@ class Residuals:
     quantiles : numpy.ndarray
         (m,) float64, sorted, evenly spaced in rank: all of them where there are few.
     count : float
-        How many there were; where they have weights, as many of equal weight as tell as much.
+        How many measurements they are of; where they have weights, as many of equal weight as
+        tell as much.
     """
 
     quantiles: Floats
@@ -74,18 +96,10 @@ class Residuals:
         low, high = np.interp((at, 1 - at), place, self.quantiles)
         return float(low), float(high)
 
-    def expectation(self, transform: str, values: NDArray[Any]) -> Floats:
-        """Return the mean, on the original scale, of predictions with these residuals around.
-
-        Smearing (Duan 1983, doi:10.1080/01621459.1983.10478017): going back through a curved
-        transform without it predicts too little on average.
-        """
-        exact = np.asarray(values, dtype=np.float64)
+    def smearing(self, transform: str) -> float:
+        """Return what brings predictions back as means: see `expectation`."""
         if transform == "sqrt":
-            spread = float(np.mean(np.square(self.quantiles)) - np.mean(self.quantiles) ** 2)
-            return np.asarray(np.where(exact < 0, 0, np.square(exact)) + spread)
+            return float(np.mean(np.square(self.quantiles)) - np.mean(self.quantiles) ** 2)
         if transform == "log":
-            centred = self.quantiles - self.quantiles.mean()
-            factor = float(np.mean(np.exp(centred)))
-            return np.maximum(np.exp(np.minimum(exact, 20)) * factor - 1, 0)
-        return inverse(transform, exact)
+            return float(np.mean(np.exp(self.quantiles - self.quantiles.mean())))
+        return 0.0

@@ -27,10 +27,13 @@ class Origin:
         Hash of the basis, from ``attrs["nec_basis"]``.
     model : str or None
         Id of the model, from ``attrs["nec_model"]``.
+    bands : tuple or None
+        Names of the bands, from the coordinate ``band``.
     """
 
     basis: str | None = None
     model: str | None = None
+    bands: tuple[Any, ...] | None = None
 
     @classmethod
     def of(cls, vectors: Any) -> "Origin":
@@ -39,7 +42,61 @@ class Origin:
         if not isinstance(attrs, dict):
             return cls()
         basis, model = attrs.get("nec_basis"), attrs.get("nec_model")
-        return cls(None if basis is None else str(basis), None if model is None else str(model))
+        bands = None
+        if (
+            isinstance(vectors, xr.DataArray)
+            and "band" in vectors.coords
+            and "band" in vectors.dims
+        ):
+            bands = tuple(vectors["band"].values.tolist())
+        return cls(
+            None if basis is None else str(basis), None if model is None else str(model), bands
+        )
+
+    @classmethod
+    def common(cls, origins: Sequence["Origin"]) -> "Origin":
+        """Return what all of them come from; what one does not say another may.
+
+        Raises
+        ------
+        HeadError
+            Two differ in basis or bands.
+        """
+        found = cls()
+        for origin in origins:
+            found.check(origin, "another of the embeddings")
+            found = cls(
+                found.basis or origin.basis,
+                found.model or origin.model,
+                found.bands if origin.bands is None else origin.bands,
+            )
+        return found
+
+    def check(self, other: "Origin", whose: str) -> None:
+        """Refuse vectors of another basis or of other bands; pass where either does not say.
+
+        Raises
+        ------
+        HeadError
+            Basis or bands differ from these, which are `whose`.
+        """
+        if self.basis is not None and other.basis is not None and self.basis != other.basis:
+            raise HeadError(
+                f"the embedding has basis {other.basis} and {whose} basis {self.basis}",
+                "use embeddings of the same model, or fit the head again on these",
+            )
+        same_count = self.bands and other.bands and len(self.bands) == len(other.bands)
+        if same_count and self.bands != other.bands:
+            raise HeadError(
+                f"the embedding has bands {_listed(other.bands)} and {whose} "
+                f"bands {_listed(self.bands)}",
+                "take the same bands in the same order: embedding.sel(band=...)",
+            )
+
+
+def _listed(bands: tuple[Any, ...] | None) -> str:
+    names = [str(band) for band in bands or ()]
+    return ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
 
 
 def sample_rows(array: xr.DataArray, *, roughness: bool = False) -> Rows:

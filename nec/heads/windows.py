@@ -176,9 +176,13 @@ def apply_windows(
         count = len(before(np.zeros((embedding.shape[0], 1, 1))))
         chunks = ((count,), *data.chunks[1:])
         data = data.map_blocks(before, dtype=np.float64, chunks=chunks, meta=_empty(3, np.float64))
-    if margin:
+    if margin > min(data.shape[1:]):
+        # dask makes no overlap of an array that is smaller than it
+        around = ((0, 0), (margin, margin), (margin, margin))
+        data = da.pad(data, around, constant_values=np.nan).rechunk(-1)
+    elif margin:
         depth = {0: 0, 1: margin, 2: margin}
-        # dask tells of a chunk smaller than the margin by merging it with its neighbour
+        # of chunks smaller than the margin dask makes larger ones
         data = da.overlap.overlap(data, depth, boundary={0: "none", 1: np.nan, 2: np.nan})
     inner = [tuple((c - 2 * margin) * scale for c in chunks) for chunks in data.chunks[1:]]
     if leading:

@@ -212,8 +212,16 @@ def load_lowrank(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     """
     names = [key.removesuffix(_CORE) for key in state if key.endswith(_CORE)]
     if names:
-        # Ranks come with the weights.
-        convert(model, rank=1, include=names)
+        dense = dict(model.named_modules())
+        # Ranks come with the weights, and what may be converted was decided when they were.
+        _replace(
+            model,
+            {
+                dense[name]: _converted(name, dense[name], 1, keep_norm=False)[0]
+                for name in names
+                if isinstance(dense.get(name), nn.Linear | nn.Conv2d)
+            },
+        )
     model.load_state_dict(state)
     return model
 

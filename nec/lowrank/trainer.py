@@ -107,6 +107,8 @@ class LowRankTrainer:
         ):
             if not valid:
                 raise LowRankError(f"{name} is {value}", remedy)
+        if isinstance(max_rank, int) and max_rank < min_rank:
+            raise LowRankError(f"min_rank {min_rank} is above max_rank {max_rank}", "lower it")
         self.model, self.optimizer = model, optimizer
         self.tau, self.beta, self.core_steps = tau, beta, core_steps
         self.min_rank, self.max_rank, self.max_norm = min_rank, max_rank, max_norm
@@ -186,8 +188,15 @@ class LowRankTrainer:
         self._position = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser's state and the place in the cycle; the model saves itself."""
-        return {"optimizer": self.optimizer.state_dict(), "position": self._position}
+        """Return the optimiser's state, the place in the cycle, and whether cycles go on.
+
+        The model saves itself.
+        """
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "position": self._position,
+            "adaptive": self.adaptive,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; load the model first.
@@ -199,6 +208,8 @@ class LowRankTrainer:
         """
         self.optimizer.load_state_dict(state["optimizer"])
         self._position = int(state["position"])
+        # Checkpoints of earlier releases do not say.
+        self.adaptive = bool(state.get("adaptive", self.adaptive))
         self._check_state()
 
     def _augment(self, closure: Callable[[], Tensor]) -> None:

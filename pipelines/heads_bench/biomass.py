@@ -130,7 +130,9 @@ def bench_hainich(
         for train, test in block_folds(blocks, folds=folds, buffer=place.buffer, seed=SEED)
     ]
     forest = raster["Map"] == FOREST
-    found = cross_validated(rows, field, splits, [blocks], {"all": None, "forest": [forest]})
+    found = cross_validated(
+        rows, field, splits, [blocks], {"all": None, "forest": [forest]}, MARGIN
+    )
     vectors = int((~np.isnan(encoded.features).any(0)).sum())
     for rate in RATES:
         size = disk_bytes(encoded.stores[rate])["payload"]["embedding"]
@@ -145,7 +147,7 @@ def bench_hainich(
         "folds": len(splits),
         "unet_steps": steps,
         "se_floor": SE_FLOOR,
-        "margin": MARGIN,
+        "margin": MARGIN["rmse"],
         **found,
     }
 
@@ -188,7 +190,7 @@ def bench_gedi_structure(data: Path, model: Model, twin: Encoder, *, steps: int)
     for left in range(len(images)):
         inside = [np.full(y.shape, i == left) for i, y in enumerate(labels)]
         splits.append(([~mask for mask in inside], inside))
-    found = cross_validated(rows, field, splits, quarter, {"all": None})
+    found = cross_validated(rows, field, splits, quarter, {"all": None}, {})
     for rate, size in sizes.items():
         found["rows"][f"decoded {rate}, one convolution"]["bytes_per_vector"] = round(size, 4)
     return {
@@ -196,7 +198,6 @@ def bench_gedi_structure(data: Path, model: Model, twin: Encoder, *, steps: int)
         "unit": "quarter of a tile (shots of a tile are not independent: intervals are too narrow)",
         "folds": len(splits),
         "unet_steps": steps,
-        "margin": MARGIN,
         **found,
     }
 

@@ -111,7 +111,7 @@ def bench_hainich_labels(
                     labels[fraction] = float(result["labels"])
                 sums[f"{name} | {fraction:g}"] = total
     table = estimates(sums, reference=UNET, metrics=("rmse", "r2"), seed=SEED, margin=MARGIN)
-    curve: dict[str, Any] = {"reference": UNET, "draws": DRAWS, "margin": MARGIN}
+    curve: dict[str, Any] = {"reference": UNET, "draws": DRAWS, "margin": MARGIN["rmse"]}
     for name in arrays:
         points = []
         for fraction in FRACTIONS:
