@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Bytes of rows that are kept between the passes over a scene; more are read again.
 CACHE = 1 << 28
+# Bytes of a part, about: where labels are dense, neighbourhoods are many times the window.
+PART = 1 << 26
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,35 +199,47 @@ class SceneParts:
         size = 0
         for i, scene in enumerate(self.scenes):
             for rows, columns, values in scene.windows():
-                part = self._part(i, scene, rows, columns, values)
-                size += part.rows.nbytes
-                if keep and size <= CACHE:
-                    kept.append(part)
-                else:
-                    keep, kept = False, []
-                yield part
+                for part in self._parts(i, scene, rows, columns, values):
+                    size += part.rows.nbytes
+                    if keep and size <= CACHE:
+                        kept.append(part)
+                    else:
+                        keep, kept = False, []
+                    yield part
         self._cache = kept if keep else None
 
-    def _part(
+    def _parts(
         self,
         number: int,
         scene: LabelledScene,
         rows: slice,
         columns: slice,
         values: NDArray[np.float64],
-    ) -> Part:
-        there = ~np.isnan(values)
-        block = read_window(scene.embedding, rows, columns, self.kernel // 2)
-        y, x = np.nonzero(there)
-        by = scene.block(rows, self.block, axis=0)[y].tolist()
-        bx = scene.block(columns, self.block, axis=1)[x].tolist()
-        folds = [self._fold[number, b, a] for b, a in zip(by, bx, strict=True)]
-        errors = np.zeros(y.size)
+    ) -> Iterator[Part]:
+        """Give the labelled neighbourhoods of a window, some token rows at a time."""
+        margin = self.kernel // 2
+        block = read_window(scene.embedding, rows, columns, margin)
+        errors = np.zeros(values.shape)
         if scene.errors is not None:
-            errors = np.nan_to_num(scene.errors.means(rows, columns)[there])
-        return Part(
-            neighbour_rows(block, there, self.kernel), values[there], errors, np.array(folds)
-        )
+            errors = np.nan_to_num(scene.errors.means(rows, columns))
+        by = scene.block(rows, self.block, axis=0)
+        bx = scene.block(columns, self.block, axis=1)
+        width = values.shape[1] * self.kernel**2 * len(block) * block.itemsize
+        step = max(1, PART // width)
+        for top in range(0, len(values), step):
+            part = slice(top, top + step)
+            there = ~np.isnan(values[part])
+            if not there.any():
+                continue
+            near = block[:, top : top + there.shape[0] + 2 * margin]
+            y, x = np.nonzero(there)
+            places = zip(by[part][y].tolist(), bx[x].tolist(), strict=True)
+            yield Part(
+                neighbour_rows(near, there, self.kernel),
+                values[part][there],
+                errors[part][there],
+                np.array([self._fold[number, b, a] for b, a in places]),
+            )
 
 
 class RowParts:

@@ -1,7 +1,7 @@
 """Training of decoders on labelled windows of scenes."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Standard:
-    """Mean and spread of the bands over labelled tokens; missing tokens are the mean."""
+    """Mean and spread of the bands over the tokens of windows; missing ones are the mean."""
 
     mean: NDArray[np.float32]
     spread: NDArray[np.float32]
@@ -44,11 +44,18 @@ class Standard:
         """Measure windows; what varies little is not blown up, see `nec.heads.ridge`."""
         from nec.heads.ridge import FLOOR
 
-        rows = np.concatenate([w.tokens.reshape(len(w.tokens), -1) for w in windows], axis=1)
-        rows = rows[:, np.isfinite(rows).all(axis=0)].astype(np.float64)
-        variance = rows.var(axis=1)
+        def complete() -> Iterator[NDArray[np.float64]]:
+            # One after the other: together in double precision they would be three times as much.
+            for window in windows:
+                rows = window.tokens.reshape(len(window.tokens), -1)
+                yield rows[:, np.isfinite(rows).all(axis=0)].astype(np.float64)
+
+        count = sum(rows.shape[1] for rows in complete())
+        mean = np.sum([rows.sum(axis=1) for rows in complete()], axis=0) / count
+        squares = [np.square(rows - mean[:, None]).sum(axis=1) for rows in complete()]
+        variance = np.sum(squares, axis=0) / count
         spread = np.sqrt(variance + FLOOR * variance.mean() + 1e-12)
-        return cls(rows.mean(axis=1).astype(np.float32), spread.astype(np.float32))
+        return cls(mean.astype(np.float32), spread.astype(np.float32))
 
     def __call__(self, tokens: NDArray[np.floating[Any]]) -> Tensor:
         """Bring (band, y, x) tokens to zero mean and about unit variance."""
