@@ -167,7 +167,8 @@ def sample(
         The points that have a vector, with the index, the columns and the geometry they came
         with, after the columns ``band_0`` ... ``band_{d-1}`` (float32) and, of several times,
         ``time`` (datetime64). ``attrs`` carry
-        ``nec_basis`` and ``nec_model``, so a head fitted on the table knows its basis. Points
+        ``nec_basis`` and ``nec_model``, so a head fitted on the table knows its basis, and, of
+        arrays in chunks, ``nec_chunks_read`` and ``nec_chunks`` (in the plane). Points
         outside the grid or on missing tokens are left out, and their number is logged.
 
     Raises
@@ -194,7 +195,9 @@ def sample(
             f"no point lies on a token of {_name(array)} at any time",
             "choose points on the valid area of the scenes",
         )
-    result.attrs = tables[0].attrs
+    counts = ("nec_chunks_read", "nec_chunks")
+    sums = {k: sum(t.attrs[k] for t in tables) for k in counts if k in tables[0].attrs}
+    result.attrs = {**tables[0].attrs, **sums}
     return result
 
 
@@ -233,7 +236,31 @@ def _sample(array: xr.DataArray, points: Any, *, some: bool = True) -> "pd.DataF
     table.attrs = {
         key: array.attrs[key] for key in ("nec_basis", "nec_model") if key in array.attrs
     }
+    table.attrs |= _chunks_read(array, lattice, rows[inside], columns[inside])
     return table
+
+
+def _chunks_read(
+    array: xr.DataArray, lattice: Lattice, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> dict[str, int]:
+    """Count the chunks of the plane that hold these tokens, and all; nothing without chunks."""
+    sizes = []
+    for dim, length in zip(lattice.dims, lattice.shape, strict=True):
+        chunks = array.chunksizes.get(dim)
+        if chunks is None:
+            edge = array.encoding.get("preferred_chunks", {}).get(dim)
+            if edge is None:
+                return {}
+            chunks = (int(edge),) * -(-length // int(edge))
+        sizes.append(chunks)
+    place = [
+        np.searchsorted(np.cumsum(chunks), index, side="right")
+        for chunks, index in zip(sizes, (rows, columns), strict=True)
+    ]
+    read = len(np.unique(np.stack(place, axis=1), axis=0))
+    total = len(sizes[0]) * len(sizes[1])
+    logger.info("%d of %d chunks of %s hold points and are read", read, total, _name(array))
+    return {"nec_chunks_read": read, "nec_chunks": total}
 
 
 def _array(source: str | Path | xr.Dataset | xr.DataArray, variable: str) -> xr.DataArray:

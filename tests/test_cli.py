@@ -51,6 +51,7 @@ def test_the_main_job(
     classes[:, :, 64:] = 1
     labels = write_raster("labels.tif", classes)
     assert "2 classes" in run("train", store, head, "--labels", labels)
+    assert "embeddings of nec-tiny" in head.with_suffix(".md").read_text()
     # The default rate costs maps, and who maps is told.
     assert "encode at a higher rate" in caplog.text
     run("predict", store, head, out)

@@ -47,6 +47,21 @@ def test_points_of_another_crs_meet_their_tokens(lazy):
     assert table.filter(like="band_").attrs["nec_basis"] == "b1"
 
 
+def test_only_chunks_that_hold_points_are_read_and_counted():
+    read = set()
+
+    def spy(block, block_info=None):
+        read.add(tuple(block_info[0]["chunk-location"][1:]))
+        return block
+
+    lazy = scene(lazy=True)
+    meta = np.empty((0, 0, 0), np.float32)
+    lazy = lazy.copy(data=lazy.data.map_blocks(spy, dtype=np.float32, meta=meta))
+    table = sample(lazy, points([(2.5, 3.5), (1.5, 4.5), (7.9, 9.9)]))
+    assert read == {(0, 0), (1, 1)}
+    assert (table.attrs["nec_chunks_read"], table.attrs["nec_chunks"]) == (2, 4)
+
+
 def test_points_without_a_vector_are_left_out_and_counted(caplog):
     places = [(-0.5, 3), (0.5, 0.5), (4.5, 4.5), (4.5, COLUMNS + 0.1)]
     given = points(places, kind=["north", "nodata", "in", "east"])

@@ -85,7 +85,7 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of a --decoder.")] = None,
 ) -> None:
-    """Train a head on the embeddings of a store.
+    """Train a head on the embeddings of a store; a model card (.md) is written beside it.
 
     Labels lie over the store by their coordinates, at any resolution; rasters in another CRS
     are reprojected, which is said. Tokens without a label train nothing, so a few points or
@@ -107,7 +107,7 @@ def train(
     --units m --se-floor 1
     """
     from nec.archive import open_store
-    from nec.heads import BiomassRegressor
+    from nec.heads import BiomassRegressor, load_head
 
     dataset = open_store(store)
     if sum(option is not None for option in (labels, points, label)) != 1:
@@ -144,7 +144,11 @@ def train(
         told = _classes_of_points(dataset, head, points, column, method)
     else:
         told = _classes_of_images(store, dataset, head, str(label), where, method)
-    console.print(f"[bold]{escape(str(head))}[/bold]: {told}")
+    card = head.with_suffix(".md")
+    card.write_text(
+        load_head(head).card(data=f"{labels or points or f'`{label}` of'} over {store}")
+    )
+    console.print(f"[bold]{escape(str(head))}[/bold]: {told}; card: {escape(str(card))}")
 
 
 def _check_place(store: str, dataset: "xr.Dataset") -> None:
