@@ -125,6 +125,8 @@ reflectance 0 to 1.
 {commands}
 ```
 
+The second command goes on from the first one's checkpoint, in the same run folder.
+
 - **Compressors**: `{card["compressors"]["command"]}`; one basis for all rates. On embeddings held
   out of the fit:
 

@@ -96,8 +96,7 @@ Land Use and Land Cover Classification", IEEE JSTARS 2019; MIT licence. Contains
 Copernicus Sentinel data. No pixels are in this folder. The development data hold about 1,100 of
 the set's 2,000 to 3,000 images a class.
 
-Format version {version}. Versions before 1 are drafts: the catalog is made again when the format
-is frozen.
+Format version {version}.
 """
 
 

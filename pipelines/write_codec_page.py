@@ -92,11 +92,30 @@ def points(found: dict[str, Any]) -> str:
         for size in (0.5, 1, 2, 4, 8, 16):
             own = (stored["curves"][kind] for kind in ours)
             by_size.append((name, str(size), *(_best(r, size) for r in own), _best(others, size)))
-    rows = [("vectors", "to a chunk", "points of baselines better than ours", "compared")]
+    rows = [
+        (
+            *("vectors", "to a chunk", "points of baselines better than ours, interpolated"),
+            *("compared", "best of baselines above our best of no more bytes", "of"),
+        )
+    ]
     for name, case in found["cases"].items():
         for chunk, of in case["chunks"].items():
-            rows.append((name, str(chunk), str(len(of["beaten_by"])), str(of["compared"])))
+            others = [row for kind in of["frontiers"].values() for row in kind]
+            own = of["curves"]["ours"]
+            ahead = [row for row in others if row["cosine_mean"] > _within(own, row)]
+            rows.append(
+                (
+                    *(name, str(chunk), str(len(of["beaten_by"])), str(of["compared"])),
+                    *(str(len(ahead)), str(len(others))),
+                )
+            )
     return table(*by_size) + "\n\n" + table(*rows)
+
+
+def _within(ours: list[dict[str, Any]], row: dict[str, Any]) -> float:
+    """Return the best cosine of our points of no more bytes than a row."""
+    most = row["bytes_per_vector"]
+    return max((p["cosine_mean"] for p in ours if p["bytes_per_vector"] <= most), default=-1.0)
 
 
 def _best(rows: list[dict[str, Any]], size: float) -> str:

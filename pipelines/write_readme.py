@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import io
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,13 @@ def accuracy(entry: dict[str, Any]) -> str:
     return f"{100 * value['value']:.1f} ({100 * value['low']:.1f} to {100 * value['high']:.1f})"
 
 
-def best(rows: dict[str, Any], *, starts: tuple[str, ...]) -> str:
-    """Return the name of the most accurate of the rows that begin so."""
-    chosen = [name for name in rows if name.startswith(starts)]
+def best(rows: dict[str, Any], *, starts: tuple[str, ...], most: float = math.inf) -> str:
+    """Return the name of the most accurate of the rows that begin so, of at most so many bytes."""
+    chosen = [
+        name
+        for name, row in rows.items()
+        if name.startswith(starts) and (row.get("bytes_per_token") or 0.0) <= most
+    ]
     return max(chosen, key=lambda name: rows[name]["accuracy"]["value"])
 
 
@@ -65,14 +70,17 @@ def accuracy_table(part: str, found: dict[str, Any]) -> str:
         key, unit = "bytes_per_image", "bytes an image"
     else:
         names = ["float32", "int8", "decoded high", "decoded medium", "decoded low"]
+        pixels = ("pixel", "band means", "raw values")
         names += [
-            best(rows, starts=("pixel", "band means", "raw values")),
+            best(rows, starts=pixels),
+            # The strongest that takes no more than the rate for maps.
+            best(rows, starts=pixels, most=rows["decoded high"]["bytes_per_token"]),
             best(rows, starts=("untrained twin",)),
             "majority class",
         ]
         key, unit = "bytes_per_token", "bytes a vector"
     lines = [f"| {TITLES[part]} | {unit} | accuracy, % (95 %) |", "|---|---|---|"]
-    for name in names:
+    for name in dict.fromkeys(names):
         if name in rows:
             size = rows[name].get(key)
             lines.append(

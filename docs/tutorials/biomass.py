@@ -26,7 +26,7 @@ def scene_and_shots(
     data: Path | None, out: Path
 ) -> tuple[Path | xr.DataArray, xr.DataArray, xr.DataArray]:
     """Return a scene, and shots with their standard errors, NaN where there is none."""
-    if data is not None and data.is_dir():
+    if data is not None:
         folder = data / "biomass" / "hainich_gedi_100m"
         cells = rioxarray.open_rasterio(folder / "predictors.tif").sortby("y", ascending=False)
         names = ["B2", "B3", "B4", "B8", "B11", "B12"]

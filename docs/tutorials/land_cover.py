@@ -23,7 +23,7 @@ LABELS = 50
 
 def scene_and_points(data: Path | None, out: Path) -> tuple[Path, geopandas.GeoDataFrame, str]:
     """Return a scene, labelled points, and the column with the classes."""
-    if data is not None and data.is_dir():
+    if data is not None:
         folder = data / "scenes"
         points = geopandas.read_file(folder / "landsat8_calgary_trainingPoints.shp")
         return folder / "landsat8_calgary.tif", points, points.columns[0]

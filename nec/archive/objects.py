@@ -33,7 +33,10 @@ from nec.archive.repository import (
 from nec.archive.seal import filled_arrays
 from nec.archive.series import TimeStep, step_key, times_of
 from nec.archive.shard import damage
-from nec.errors import MissingLibraryError, StoreError
+from nec.errors import MissingLibraryError, NecError, StoreError
+
+# What stores are addressed by.
+ADDRESSES = "give a path, or an address as s3://bucket/store.zarr or https://host/store.zarr"
 
 # Shards kept for the ranges that are asked of them: index and chunks come one by one.
 _KEPT = 8
@@ -279,6 +282,8 @@ def checked_store(
             bare = FsspecStore.from_url(name, storage_options=storage_options, read_only=True)
         except ImportError as error:  # fsspec's own: "Install s3fs to access S3"
             raise MissingLibraryError(f"{name}: {error}", "pip install 'nec[remote]'") from error
+        except ValueError as error:  # "Protocol not known: ..."
+            raise StoreError(f"{name} is no address of a store ({error})", ADDRESSES) from error
     else:
         bare = LocalStore(Path(name), read_only=True)
     if isinstance(bare, LocalStore) and not Path(name).is_dir():
@@ -289,7 +294,15 @@ def checked_store(
 def checked(bare: Store, name: str) -> CheckedStore:
     """Begin to read the objects of a store: its root and the index of its manifest."""
     traffic = Traffic()
-    data = sync(_fetch(bare, "zarr.json", traffic))
+    try:
+        data = sync(_fetch(bare, "zarr.json", traffic))
+    except NecError:
+        raise
+    except Exception as error:  # clients' errors have no common parent
+        raise StoreError(
+            f"{name} cannot be reached ({type(error).__name__}: {error})",
+            "check the address, --option or storage_options=, and the keys in the environment",
+        ) from error
     if data is None:
         remedy = "check the path"
         if isinstance(bare, LocalStore) and is_repository(Path(name)):

@@ -9,6 +9,7 @@ from typing import Any
 
 from nec.archive.creation import read_root
 from nec.archive.manifest import read_manifest
+from nec.archive.objects import ADDRESSES
 from nec.archive.receipts import StoredObject, checked_object
 from nec.archive.seal import root_entry
 from nec.errors import MissingLibraryError, StoreError
@@ -85,6 +86,8 @@ def publish(
         files, base = fsspec.core.url_to_fs(name, **dict(storage_options or {}))
     except ImportError as error:
         raise MissingLibraryError(f"{name}: {error}", "pip install 'nec[remote]'") from error
+    except ValueError as error:  # "Protocol not known: ..."
+        raise StoreError(f"{name} is no address to publish at ({error})", ADDRESSES) from error
     own = (path / ROOT).read_bytes()
     _refuse_others(files, base, own, name)
     there = _listed(files, base)

@@ -32,6 +32,8 @@ from nec.errors import StoreError
 
 logger = logging.getLogger(__name__)
 
+# Of the root's attributes, what tells people one run from another.
+_TOLD = ("model", "rate", "sources", "bands", "scaling", "backend", "precision")
 _RESERVED = ("format_version", "fingerprint", "digest", "seal")
 
 
@@ -44,6 +46,15 @@ class _Own:
 
     def of(self, task: Task) -> str:
         return self._step.fingerprint(task, self._run)
+
+
+def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Say what two runs differ in, of what people set; empty where that is the same."""
+    names = [name for name in _TOLD if name in ours and theirs.get(name) != ours[name]]
+    return "; ".join(
+        f"its {name} is {str(theirs.get(name))[:80]}, this run's {str(ours[name])[:80]}"
+        for name in names
+    )
 
 
 class StoreWriter:
@@ -122,7 +133,7 @@ class StoreWriter:
             fingerprint=fingerprint,
         )
         if not made:
-            writer._check_same_run()
+            writer._check_same_run(attributes)
             logger.info("resuming %s", path)
         return writer
 
@@ -206,17 +217,17 @@ class StoreWriter:
         tasks = self.layout.tasks()
         return tasks if self.step is None else [t for t in tasks if t.time == self.step.index]
 
-    def _check_same_run(self) -> None:
+    def _check_same_run(self, attributes: Mapping[str, Any]) -> None:
         if not (self.path / "zarr.json").exists():
             msg = f"{self.path} is there and is not a nec store"
             raise StoreError(msg, "choose another path")
         root = self._root()
         theirs = root["attributes"]["nec"]["fingerprint"]
         if theirs != self.fingerprint:
-            msg = (
-                f"{self.path} is of another run: its fingerprint is {str(theirs)[:16]}, "
-                f"this run's {self.fingerprint[:16]}"
+            told = _differences(root["attributes"]["nec"], attributes.get("nec", {})) or (
+                f"its fingerprint is {str(theirs)[:16]}, this run's {self.fingerprint[:16]}"
             )
+            msg = f"{self.path} is of another run: {told}"
             raise StoreError(msg, "choose another path, or remove the store")
         stored = stored_arrays(root)
         metadata = root["consolidated_metadata"]["metadata"]

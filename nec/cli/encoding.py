@@ -149,7 +149,7 @@ def encode(
     The same command finishes what an interrupted run left, and tries again what failed; it ends
     with status 1 where anything failed, and says what and why.
 
-    [bold]Examples:[/bold] nec encode landsat.tif out.zarr --rate medium
+    [bold]Examples:[/bold] nec encode landsat.tif out.zarr --rate high
 
     nec encode scenes/ stores/ --each
 

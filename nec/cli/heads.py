@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from nec.cli.terminal import Store, app, console
+from nec.cli.terminal import StorageOption, Store, app, console, storage_options
 from nec.errors import HeadError
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def train(
         typer.Option(help="Of TerraTorch's decoder, as channels=32 (JSON); may be repeated."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of a --decoder.")] = None,
+    option: StorageOption = None,
 ) -> None:
     """Train a head on the embeddings of a store; a model card (.md) is written beside it.
 
@@ -109,7 +110,7 @@ def train(
     from nec.archive import open_store
     from nec.heads import BiomassRegressor, load_head
 
-    dataset = open_store(store)
+    dataset = open_store(store, storage_options=storage_options(option))
     if sum(option is not None for option in (labels, points, label)) != 1:
         raise HeadError("the labels come from one place", "give --labels, --points or --label")
     if label is None:
@@ -145,9 +146,8 @@ def train(
     else:
         told = _classes_of_images(store, dataset, head, str(label), where, method)
     card = head.with_suffix(".md")
-    card.write_text(
-        load_head(head).card(data=f"{labels or points or f'`{label}` of'} over {store}")
-    )
+    learned = labels or points or f"coordinate `{label}`"
+    card.write_text(load_head(head).card(data=f"{learned} over {store}"))
     console.print(f"[bold]{escape(str(head))}[/bold]: {told}; card: {escape(str(card))}")
 
 
@@ -404,6 +404,7 @@ def predict(
         float | None,
         typer.Option(help="Of biomass: write the bounds that hold this share, 0.9, beside it."),
     ] = None,
+    option: StorageOption = None,
 ) -> None:
     """Map a store with a head: classes, or a quantity in its units.
 
@@ -417,7 +418,7 @@ def predict(
     from nec.archive import open_store
     from nec.heads import BiomassRegressor, load_head, write_map
 
-    dataset = open_store(store)
+    dataset = open_store(store, storage_options=storage_options(option))
     if "y" not in dataset["embedding"].coords:
         raise HeadError(f"{store} is an image collection without a place", "map a scene's store")
     fitted = load_head(head)

@@ -27,7 +27,7 @@ console = Console(highlight=False, soft_wrap=True)
 Store = Annotated[
     str,
     typer.Argument(
-        help="Store of embeddings: a folder, an http(s) URL, or icechunk:REPOSITORY#tag=NAME."
+        help="Store of embeddings: a folder, an http(s) or s3 URL, or icechunk:REPOSITORY#tag=NAME."
     ),
 ]
 StorageOption = Annotated[

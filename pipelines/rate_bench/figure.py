@@ -26,11 +26,18 @@ STYLES = (
     ("AVIF", "#d4b106", "s"),
     ("half size", "#ffb74d", "v"),
     ("quarter size", "#ffcc80", "v"),
+    ("pooled, mean and roughness, PQ", "#004d40", "v"),
+    ("pooled, mean and roughness, PCA-k int8, zstd", "#26a69a", "<"),
+    ("pooled, mean and roughness", "#00897b", "^"),
+    ("pooled, mean, PQ", "#004d40", "v"),
+    ("pooled, mean, PCA-k int8, zstd", "#26a69a", "<"),
     ("pooled", "#00897b", "^"),
+    ("tokens, PCA-k int8, zstd", "#ce93d8", "1"),
     ("tokens, PCA", "#7b1fa2", "x"),
     ("tokens, PQ", "#ab47bc", "+"),
     ("KLT", "#5c6bc0", "x"),
     ("pixel statistics", "#616161", "P"),
+    ("bands of the token, mean and deviation, PCA", "#9e9e9e", "p"),
     ("bands of the token", "#616161", "P"),
 )
 # Scores that are no probe of pooled tokens.
@@ -94,7 +101,7 @@ def _panel(ax: Axes, table: dict[str, Any], reference: str, unit: str) -> None:
     ax.axhline(100 * whole, color="black", linewidth=0.8)
     loss = 100 * table.get("margin", 0.01)
     ax.axhline(100 * whole - loss, color="black", linewidth=0.8, linestyle=":")
-    ax.set(xscale="log", xlabel=f"bytes: {unit}", ylabel="%")
+    ax.set(xscale="log", xlabel=f"bytes {'an' if unit[0] in 'aeiou' else 'a'} {unit}", ylabel="%")
     ax.set_ylim(bottom=max(0, 100 * whole - 30))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
