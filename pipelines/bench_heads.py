@@ -2,7 +2,7 @@
 
     python pipelines/bench_heads.py ../shared/data --out docs/benchmarks/heads
 
-Writes OUT.json and OUT.png; parts that are not asked for keep what an earlier call found with
+Writes OUT.json and OUT_GROUP.png; parts that are not asked for keep what an earlier call found with
 the same weights, so that the command may be run part by part. All rows of a part see the same
 pixels and the same labels, and are tested on places that none of them has seen.
 """
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace, groups: dict[str, dict[str, Any]], digest: str
     results = run_parts(
         args.out.with_suffix(".json"), jobs, wanted, show, weights=digest, packages=PACKAGES
     )
-    draw(results, list(jobs), args.out.with_suffix(".png"))
+    draw(results, args.out)
 
 
 def show(name: str, part: dict[str, Any]) -> None:

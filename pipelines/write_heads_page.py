@@ -48,6 +48,21 @@ def regression(name: str, found: dict[str, Any], kind: str) -> str:
     return f"{NAMES[kind]}:\n\n{table(*rows)}"
 
 
+def held(found: dict[str, Any]) -> str:
+    """Return the table of what intervals hold."""
+    asked = [f"{c:g}" for c in found["coverages"]]
+    heads = [f"asked {float(c):.0%}: {what}" for c in asked for what in ("inside, %", "width")]
+    rows = [("head on", *heads)]
+    for name, entry in found["intervals"].items():
+        cells = [
+            f(entry[c])
+            for c in asked
+            for f in (lambda e: percent(e["inside"]), lambda e: f"{e['median_width']:.0f} Mg/ha")
+        ]
+        rows.append((name, *cells))
+    return table(*rows)
+
+
 def labels(found: dict[str, Any]) -> str:
     """Return the table of a map of classes."""
     head = ("row", "B a vector", "accuracy, % (95 %)", "mean IoU, % (95 %)")
@@ -178,6 +193,8 @@ def main() -> None:
                 bodies += [regression(name, found, kind) for kind in some]
             else:
                 bodies.append(images(found) if "images" in kinds else labels(found))
+        if "intervals" in found:
+            bodies.append(held(found))
         if "label_curve" in found:
             bodies.append(few_labels(found))
         if "curves" in found:

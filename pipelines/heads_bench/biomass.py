@@ -25,6 +25,7 @@ from heads_bench.regression import (
     Image,
     Row,
     around,
+    best_head,
     cross_validated,
     forest_row,
     head_row,
@@ -36,6 +37,7 @@ from nec.archive import TokenGrid
 from nec.compressor import Compressor
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling
+from nec.evaluate.intervals import confusions, estimates
 from nec.model import RATES, Model
 from nec.sampling import without_time
 from nec.scene import open_scene
@@ -50,6 +52,8 @@ CELL = 100.0
 # Cells become this many pixels wide, so that a token is about a label.
 UPSAMPLED = 4
 FOREST = 10
+# Shares of measurements that intervals shall hold.
+COVERAGES = (0.5, 0.9)
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,43 @@ def bench_hainich(
         "se_floor": SE_FLOOR,
         "margin": MARGIN["rmse"],
         **found,
+    }
+
+
+def bench_intervals(data: Path, model: Model, work: Path, *, folds: int) -> dict[str, Any]:
+    """Count the Hainich's measurements that fall into intervals of heads that saw other blocks."""
+    place = read_hainich(data, model, work)
+    truth = place.field.labels[0]
+    labelled = ~np.isnan(truth)
+    arrays = {"float32": place.encoded.uncompressed(model)}
+    arrays |= {f"decoded {rate}": place.encoded.decoded(rate) for rate in reversed(RATES)}
+    splits = list(block_folds(place.blocks, folds=folds, buffer=place.buffer, seed=SEED))
+    rows: dict[str, Any] = {}
+    for name, array in arrays.items():
+        embedding = place.on_cells(array)
+        bounds = {c: np.full((2, *truth.shape), np.nan) for c in COVERAGES}
+        for train, test in splits:
+            head = best_head(place.field, [embedding], [train & labelled], edge=cells_of(INNER))
+            for coverage, found in bounds.items():
+                found[:, test] = head.predict_interval(embedding, coverage=coverage).values[:, test]
+        rows[name] = {}
+        for coverage, (low, high) in bounds.items():
+            there = labelled & ~np.isnan(low)
+            inside = (low[there] <= truth[there]) & (truth[there] <= high[there])
+            blocks, unit = np.unique(place.blocks[there], return_inverse=True)
+            counts = confusions(np.ones_like(unit), inside.astype(np.intp), unit, (len(blocks), 2))
+            of = estimates({name: counts}, reference=name, metrics=("accuracy",), seed=SEED)
+            width = float(np.median(high[there] - low[there]))
+            rows[name][f"{coverage:g}"] = {
+                "inside": of[name]["accuracy"],
+                "median_width": round(width, 1),
+            }
+    return {
+        "task": "Prediction intervals of biomass, Hainich: measurements of blocks left out",
+        "unit": "block",
+        "folds": len(splits),
+        "coverages": list(COVERAGES),
+        "intervals": rows,
     }
 
 
@@ -269,5 +310,9 @@ def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Call
         lambda: bench_hainich(
             args.data, model, twin, args.work, folds=args.folds, steps=args.steps
         ),
+    )
+    yield (
+        "hainich_intervals",
+        lambda: bench_intervals(args.data, model, args.work, folds=args.folds),
     )
     yield "gedi_structure", lambda: bench_gedi_structure(args.data, model, twin, steps=args.steps)

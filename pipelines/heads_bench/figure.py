@@ -18,15 +18,60 @@ METRICS = {
 }
 SEGMENTATION = ("pixels", "mean_iou")
 UNITS = {"hainich": "Mg/ha", "gedi_structure": "m", "hainich_labels": "Mg/ha"}
+# What is drawn, by file, and its titles.
+GROUPS = {
+    "quantities": {
+        "hainich": "Biomass, Hainich",
+        "hainich_labels": "Biomass, Hainich, from few labels",
+        "transfer": "Biomass in another region",
+        "gedi_structure": "Canopy height, Nicaragua",
+    },
+    "maps": {
+        "terramesh": "Land cover, TerraMesh, one tile left out",
+        "flood": "Water, Sen1Floods11",
+        "alberta": "Scene classification, Alberta",
+    },
+    "images": {
+        "eurosat": "EuroSAT RGB",
+        "ucmerced": "UC Merced",
+        "alphaearth": "Dynamic World, AlphaEarth, another region",
+    },
+}
+TITLES = {part: title for group in GROUPS.values() for part, title in group.items()}
+# Names of classes that data sets number.
+NAMES = {
+    "flood": {0: "land", 1: "water"},
+    "alberta": dict(
+        enumerate(
+            (
+                *("dark", "cloud shadow", "vegetation", "bare", "water", "unclassified"),
+                *("cloud, medium", "cloud, high", "cirrus"),
+            ),
+            2,
+        )
+    ),
+}
 
 
-def draw(results: dict[str, Any], parts: list[str], out: Path) -> None:
-    """Draw a row of panels for each part that is there."""
+def draw(results: dict[str, Any], out: Path) -> None:
+    """Draw each group of what is there to a file of its own, OUT_group.png."""
+    for group, titles in GROUPS.items():
+        there = [part for part in titles if part in results]
+        if there:
+            _draw(results, there, out.with_name(f"{out.stem}_{group}.png"))
+
+
+def _draw(results: dict[str, Any], there: list[str], out: Path) -> None:
+    """Draw a row of panels for each part."""
     import matplotlib.pyplot as plt
 
-    there = [part for part in parts if part in results]
+    heights = [7.5 if len(results[part].get("classes", ())) > 12 else 4.8 for part in there]
     figure, axes = plt.subplots(
-        len(there), 2, figsize=(15, 4.2 * len(there)), layout="constrained", squeeze=False
+        *(len(there), 2),
+        figsize=(13, sum(heights)),
+        height_ratios=heights,
+        layout="constrained",
+        squeeze=False,
     )
     for (left, right), part in zip(axes, there, strict=True):
         found = results[part]
@@ -35,7 +80,7 @@ def draw(results: dict[str, Any], parts: list[str], out: Path) -> None:
             panel(ax)
         for ax in (left, right)[len(panels) :]:
             ax.axis("off")
-    figure.savefig(out, dpi=90)
+    figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
@@ -48,7 +93,7 @@ def _panels(part: str, found: dict[str, Any]) -> Iterator[Callable[[Axes], None]
     elif "label_curve" in found:
         yield lambda ax: _draw_label_curve(ax, part, found)
     elif "confusion" in found:
-        yield lambda ax: _draw_confusion(ax, found)
+        yield lambda ax: _draw_confusion(ax, part, found)
     elif "curves" in found:
         for target in ("biomassters", "hainich"):
             yield lambda ax, t=target: _draw_transfer(ax, found["curves"], t)
@@ -65,7 +110,7 @@ def _draw_rows(ax: Axes, part: str, rows: dict[str, Any]) -> None:
     ax.invert_yaxis()
     ax.grid(alpha=0.3, axis="x")
     units = f", {UNITS[part]}" if part in UNITS else ""
-    ax.set(xlabel=f"{metric}{units} (95 %)", title=part)
+    ax.set(xlabel=f"{metric}{units} (95 %)", title=TITLES[part])
 
 
 def _draw_scatter(ax: Axes, part: str, pairs: dict[str, Any]) -> None:
@@ -76,8 +121,9 @@ def _draw_scatter(ax: Axes, part: str, pairs: dict[str, Any]) -> None:
     ax.set_title(ours)
 
 
-def _draw_confusion(ax: Axes, found: dict[str, Any]) -> None:
-    draw_confusion(found["confusion"], found["classes"], ax=ax)
+def _draw_confusion(ax: Axes, part: str, found: dict[str, Any]) -> None:
+    classes = [NAMES.get(part, {}).get(c, c) for c in found["classes"]]
+    draw_confusion(found["confusion"], classes, ax=ax)
     ax.set_title("float32, fpn" if "unet_steps" in found else "float32")
 
 
@@ -99,7 +145,7 @@ def _draw_label_curve(ax: Axes, part: str, found: dict[str, Any]) -> None:
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
     measure = f"RMSE, {UNITS[part]}" if part in UNITS else "accuracy"
-    ax.set(xlabel="labels", ylabel=f"{measure} (95 %)", title=f"{part}: few labels")
+    ax.set(xlabel="labels", ylabel=f"{measure} (95 %)", title=TITLES[part])
 
 
 def _draw_transfer(ax: Axes, curves: dict[str, Any], target: str) -> None:

@@ -109,22 +109,32 @@ def cross_validated(
     }
 
 
+def best_head(
+    field: Field, embeddings: list[xr.DataArray], masks: list[NDArray[np.bool_]], *, edge: int
+) -> BiomassRegressor:
+    """Fit the convolution of each setting to masked labels; return that of the least error.
+
+    The error is that of held-out blocks of `edge` tokens.
+    """
+    labels = [
+        _like(np.where(m, y, np.nan), e)
+        for y, m, e in zip(field.labels, masks, embeddings, strict=True)
+    ]
+    errors = [_like(s, e) for s, e in zip(field.errors, embeddings, strict=True)]
+    heads = [
+        BiomassRegressor(block_size=edge, se_floor=SE_FLOOR, **options).fit(
+            embeddings, labels, standard_error=errors
+        )
+        for options in SETTINGS
+    ]
+    return min(heads, key=lambda head: head.held_out_rmse_)
+
+
 def head_row(field: Field, embeddings: list[xr.DataArray], *, edge: int, patch: int = 1) -> Row:
     """Fit the convolution; kernel and scale of the target by held-out blocks of `edge` tokens."""
 
     def row(masks: list[NDArray[np.bool_]]) -> tuple[list[Floats], int | None]:
-        labels = [
-            _like(np.where(m, y, np.nan), e)
-            for y, m, e in zip(field.labels, masks, embeddings, strict=True)
-        ]
-        errors = [_like(s, e) for s, e in zip(field.errors, embeddings, strict=True)]
-        heads = [
-            BiomassRegressor(block_size=edge, se_floor=SE_FLOOR, **options).fit(
-                embeddings, labels, standard_error=errors
-            )
-            for options in SETTINGS
-        ]
-        best = min(heads, key=lambda head: head.held_out_rmse_)
+        best = best_head(field, embeddings, masks, edge=edge)
         maps = [best.predict(e).values.repeat(patch, 0).repeat(patch, 1) for e in embeddings]
         return maps, best.n_parameters_
 
