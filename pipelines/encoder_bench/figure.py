@@ -10,7 +10,7 @@ COLOURS = {
     "random": "#e0b055",
     "bands": "#d1811f",
     "Galileo": "#7a4fa3",
-    "majority": "#dddddd",
+    "majority": "#888888",
 }
 TITLES = {
     "eurosat_rgb": "EuroSAT RGB",
@@ -56,16 +56,17 @@ def draw(results: dict[str, Any], out: Path) -> None:
     flat = list(axes.ravel())
     for ax, (name, table) in zip(flat, shown.items(), strict=False):
         rows = accuracies(table)
-        least = min(v["value"] for r, v in rows.items() if r != "majority class")
-        left = max(0, 100 * least - 15)
         for at, (row, value) in enumerate(reversed(rows.items())):
             colour = next((c for k, c in COLOURS.items() if row.startswith(k)), "#444444")
             low, mid, high = (100 * value[k] for k in ("low", "value", "high"))
-            ax.barh(at, mid, color=colour, height=0.7)
-            ax.plot([low, high], [at, at], color="black", linewidth=1)
-            ax.text(max(high, left) + 0.8, at, f"{mid:.1f}", va="center", fontsize=8)
+            ax.plot([low, high], [at, at], color=colour, linewidth=2)
+            ax.plot(mid, at, "o", color=colour, markersize=5)
+            ax.text(high + 1, at, f"{mid:.1f}", va="center", fontsize=8)
         ax.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
-        ax.set_xlim(left, 104)
+        ax.grid(alpha=0.3, axis="x")
+        # Room for the numbers.
+        left, right = ax.get_xlim()
+        ax.set_xlim(left, right + 0.15 * (right - left))
         ax.set_title(TITLES[name], fontsize=10)
         ax.set_xlabel("accuracy, % (95 % interval)", fontsize=8)
     if "compressibility" in results:

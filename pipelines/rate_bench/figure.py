@@ -67,7 +67,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
             ax.set_title(f"{found['title']}\n{title}", loc="left", fontsize=9)
             for share in (0.003, 0.001):
                 ax.axvline(share * found["raw_bytes"], color="#cccccc", linewidth=0.8, zorder=0)
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, bbox_inches="tight")
         plt.close(figure)
 
 
