@@ -79,8 +79,9 @@ def fgsm_pgd_cosine(
     """Return the cosine between the perturbations of FGSM and of PGD.
 
     Masking lowers it: the gradient at the image does not point where many steps end up. It is 0
-    where one of them is zero. As in the author's code, PGD takes ten steps of epsilon / 4 from
-    a random start.
+    where one of them is zero. PGD takes ten steps of epsilon / 4 from a random start and gives the
+    best point that it visits; the author's code, whose settings changed with its versions, takes
+    the last.
 
     Parameters
     ----------
