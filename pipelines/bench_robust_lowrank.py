@@ -37,7 +37,7 @@ from nec.evaluate.intervals import MARGIN
 WIDTHS = {"vgg": 0.5, "vit": 0.125}
 PLAIN = {
     "vgg": Recipe(epochs=30, bfloat16=True),
-    "vit": Recipe(epochs=30, bfloat16=False),
+    "vit": Recipe(epochs=12, bfloat16=False),
 }
 LOW_RANK: dict[str, dict[str, Any]] = {
     "vgg": {"low_rank": True, "cap": 30, "peak": 4e-3},
@@ -107,7 +107,16 @@ def bench_network(
         for row, found in runs.items():
             run = run_of(network, folder, row, seed, parts)
             found.append(answers(run, parts, threat, count))
-    return {"seeds": seeds, "rows": row_tables(runs, count)}
+    return circumstances(network, count) | {"seeds": seeds, "rows": row_tables(runs, count)}
+
+
+def circumstances(network: str, count: int) -> dict[str, Any]:
+    """Return what holds of all rows of a network: another may have been run otherwise."""
+    return {
+        "width": WIDTHS[network],
+        "attacked_images": count,
+        "recipes": {row: dataclasses.asdict(r) for row, r in recipes(network).items()},
+    }
 
 
 def bench_curve(
@@ -140,7 +149,7 @@ def bench_curve(
         }
         points.append(point | {"accuracy": _accuracies(record, keys, count)} | costs([record]))
     record = read(run_of(network, folder, REFERENCE, 0, parts), parts)
-    return {
+    return circumstances(network, count) | {
         "network": network,
         "seeds": 1,
         "keys": keys,
@@ -174,11 +183,6 @@ def main() -> None:
         f"{parts.test.images.shape[-1]} pixels",
         "training_images": len(parts.training.labels),
         "test_images": len(parts.test.labels),
-        "attacked_images": args.images,
-        "widths": WIDTHS,
-        "recipes": {
-            n: {row: dataclasses.asdict(r) for row, r in recipes(n).items()} for n in WIDTHS
-        },
         "threat": dataclasses.asdict(threat),
         "budgets": {name: threat.budgets_of(name) for name in threat.only},
         "margin": MARGIN,
@@ -208,11 +212,10 @@ def main() -> None:
         results["curve"] = bench_curve(args.networks[0], args.runs, parts, threat, args.images)
         keep()
     if args.speed:
-        results["speed"] = {
-            n: bench_speed({r: run_of(n, args.runs, r, 0, parts) for r in recipes(n)}, parts)
-            for n in args.networks
-        }
-        keep()
+        for n in args.networks:
+            timed = {r: run_of(n, args.runs, r, 0, parts) for r in recipes(n)}
+            results.setdefault("speed", {})[n] = bench_speed(timed, parts)
+            keep()
 
 
 if __name__ == "__main__":

@@ -27,18 +27,19 @@ def setting(found: dict[str, Any]) -> str:
         f"{name} {', '.join(f'{b:g}' for b in values)}" for name, values in found["budgets"].items()
     )
     networks = " and ".join(
-        f"a {TITLES[n]} of {found['widths'][n]:g} of its published width "
+        f"a {TITLES[n]} of {t['width']:g} of its published width "
         f"({t['rows']['dense']['parameters']:,.0f} parameters, "
-        f"{found['recipes'][n]['dense']['epochs']} epochs, seeds: {t['seeds']})"
+        f"{t['recipes']['dense']['epochs']} epochs, seeds: {t['seeds']}, attacked on the first "
+        f"{t['attacked_images']:,} images)"
         for n, t in found["networks"].items()
     )
     one = any(t["seeds"] == 1 for t in found["networks"].values())
     alone = " Where there is one seed, they tell nothing of another training." if one else ""
     return (
         f"{found['task']}: {networks}, trained on {found['training_images']:,} images, tested on "
-        f"{found['test_images']:,} images of the fixed pool, attacked on the first "
-        f"{found['attacked_images']:,}. Budgets, 255ths, maximum norm: {budgets}. The scaled FGSM "
-        f"goes along the gradient itself, as in the paper; PGD has {threat['pgd_steps']} steps, "
+        f"{found['test_images']:,} images of the fixed pool. Budgets, 255ths, maximum norm: "
+        f"{budgets}. The scaled FGSM goes along the gradient itself, as in the paper; PGD has "
+        f"{threat['pgd_steps']} steps, "
         f"APGD {threat['apgd_steps']}, Square {threat['queries']} queries, one start each. "
         f"Intervals: {found['intervals']}.{alone}"
     )
@@ -121,7 +122,11 @@ def curve(found: dict[str, Any]) -> str:
                 *(f"{100 * point['accuracy'][k]['value']:.1f}" for k in keys),
             )
         )
-    return f"{TITLES[found['network']]}\n\n{table(*out)}"
+    about = (
+        f"{TITLES[found['network']]} of {found['width']:g} of its width, "
+        f"{found['recipes']['dense']['epochs']} epochs"
+    )
+    return f"{about}\n\n{table(*out)}"
 
 
 def speed(found: dict[str, Any]) -> str:
