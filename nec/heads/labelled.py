@@ -151,8 +151,8 @@ class SceneParts:
     ) -> None:
         self.scenes, self.kernel = list(scenes), kernel
         self._cache: list[Part] | None = []
-        asked, edges = block, (s for scene in self.scenes for s in scene.tokens_of_label)
-        least = max(1.0, max(edges, default=1.0))
+        asked = block
+        least = max((edge for scene in self.scenes for edge in scene.tokens_of_label), default=1.0)
         while True:
             blocks: set[tuple[int, int, int]] = set()
             self.count, self.measurements = 0, 0.0

@@ -42,13 +42,8 @@ class Origin:
         if not isinstance(attrs, dict):
             return cls()
         basis, model = attrs.get("nec_basis"), attrs.get("nec_model")
-        bands = None
-        if (
-            isinstance(vectors, xr.DataArray)
-            and "band" in vectors.coords
-            and "band" in vectors.dims
-        ):
-            bands = tuple(vectors["band"].values.tolist())
+        named = isinstance(vectors, xr.DataArray) and "band" in vectors.indexes
+        bands = tuple(vectors["band"].values.tolist()) if named else None
         return cls(
             None if basis is None else str(basis), None if model is None else str(model), bands
         )
