@@ -111,7 +111,7 @@ def train(
     from nec.heads import BiomassRegressor, load_head
 
     dataset = open_store(store, storage_options=storage_options(option))
-    if sum(option is not None for option in (labels, points, label)) != 1:
+    if sum(given is not None for given in (labels, points, label)) != 1:
         raise HeadError("the labels come from one place", "give --labels, --points or --label")
     if label is None:
         _check_place(store, dataset)

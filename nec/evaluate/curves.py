@@ -175,8 +175,9 @@ def _fitted_score(
     # What a head cannot learn from so few labels is part of the curve, not an error of it.
     if len(train) < 2 or (y.dtype.kind not in "fc" and len(np.unique(y[train])) < 2):
         return float("nan")
-    takes = groups is not None and "groups" in signature(head.fit).parameters
-    options = {"groups": groups[train]} if takes and groups is not None else {}
+    options = {}
+    if groups is not None and "groups" in signature(head.fit).parameters:
+        options["groups"] = groups[train]
     try:
         head.fit(_rows(X, train), y[train], **options)
     except HeadError:

@@ -50,8 +50,9 @@ class Standard:
                 rows = window.tokens.reshape(len(window.tokens), -1)
                 yield rows[:, np.isfinite(rows).all(axis=0)].astype(np.float64)
 
-        count = sum(rows.shape[1] for rows in complete())
-        mean = np.sum([rows.sum(axis=1) for rows in complete()], axis=0) / count
+        sums = [(rows.shape[1], rows.sum(axis=1)) for rows in complete()]
+        count = sum(size for size, _ in sums)
+        mean = np.sum([total for _, total in sums], axis=0) / count
         squares = [np.square(rows - mean[:, None]).sum(axis=1) for rows in complete()]
         variance = np.sum(squares, axis=0) / count
         spread = np.sqrt(variance + FLOOR * variance.mean() + 1e-12)
