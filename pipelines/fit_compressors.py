@@ -99,6 +99,11 @@ def card_text(card: dict) -> str:
         if float(training["noise"])
         else ""
     )
+    resumed = (
+        "\nEach command goes on from the checkpoint of the one before, in the same run folder.\n"
+        if len(training["commands"]) > 1
+        else ""
+    )
     kept = float(training["last_keep"])
     unmasked = f" (to {kept:.0%} in the last {training['cooldown']} steps)" if kept > 0.25 else ""
     rows = "\n".join(
@@ -124,9 +129,7 @@ reflectance 0 to 1.
 ```sh
 {commands}
 ```
-
-The second command goes on from the first one's checkpoint, in the same run folder.
-
+{resumed}
 - **Compressors**: `{card["compressors"]["command"]}`; one basis for all rates. On embeddings held
   out of the fit:
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from course import LARGEST_GRADIENT, Course
 from imagery import load_imagery
-from pretrain_encoder import losses_of, make_optimizers
+from pretrain_encoder import losses_of, make_optimizers, sampling_of
 from safetensors.torch import load_file, save_file
 from teacher import COMPONENTS, Teacher
 from torch import nn
@@ -177,15 +177,7 @@ def main() -> None:
         left = max(0.0, 1 - step / (FALLING * args.steps))
         trainer.max_rank = round(args.cap + left * (start - args.cap))
         course.take_step(
-            lambda: losses_of(
-                objective,
-                imagery,
-                step,
-                batch=args.batch,
-                multispectral_every=args.multispectral_every,
-                least_area=args.least_area,
-                noise=args.noise,
-            ),
+            lambda: losses_of(objective, imagery, step, **sampling_of(args), noise=args.noise),
             heads_only=fresh and step < args.heads_first,
         )
 

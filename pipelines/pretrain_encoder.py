@@ -16,6 +16,7 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -88,6 +89,11 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
+
+
+def sampling_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return how batches and their views are drawn, for `losses_of`."""
+    return {k: getattr(args, k) for k in ("batch", "multispectral_every", "least_area")}
 
 
 def losses_of(
@@ -234,9 +240,7 @@ def main() -> None:
             objective,
             imagery,
             step,
-            batch=args.batch,
-            multispectral_every=args.multispectral_every,
-            least_area=args.least_area,
+            **sampling_of(args),
             noise=noise_level(step, args.noise_from, args.noise),
             own_bands=args.bands == "own",
         )

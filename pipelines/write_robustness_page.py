@@ -184,7 +184,7 @@ def masking_costs(found: dict[str, Any]) -> str:
 
 def lowrank_encoder(found: dict[str, Any]) -> str:
     """Return what the low-rank encoder is beside the dense one and a small dense one."""
-    shown = [f"The low-rank one was trained for {found['steps']:,} steps in this way."]
+    shown = [f"The last run of the low-rank one took {found['steps']:,} steps."]
     if speed := found.get("speed"):
         networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
         for name, count in speed["parameters"].items():
