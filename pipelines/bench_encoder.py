@@ -69,7 +69,7 @@ def main() -> None:
         "eurosat_multispectral": lambda: bench_eurosat_multispectral(
             args.data, args.split, with_galileo(images, args.data)
         ),
-        "ucmerced": lambda: bench_ucmerced(args.data, images),
+        "ucmerced": lambda: bench_ucmerced(args.data, images, halved=True),
         "terramesh": lambda: bench_terramesh(args.data, maps),
         "flood": lambda: bench_flood(args.data, maps),
         "compressibility": lambda: bench_compressibility(

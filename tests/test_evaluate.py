@@ -12,7 +12,13 @@ from nec.evaluate import (
     spatial_split,
     transfer_curve,
 )
-from nec.heads import BiomassRegressor, DissimilarityIndex, SceneClassifier, load_head
+from nec.heads import (
+    BiomassRegressor,
+    DissimilarityIndex,
+    SceneClassifier,
+    Segmenter,
+    load_head,
+)
 
 RNG = np.random.default_rng(0)
 PLACES = RNG.uniform(0, 1000, (400, 2))
@@ -86,6 +92,46 @@ def test_a_label_curve_rises_and_is_paired():
         label_curve(SceneClassifier(), ROWS, LABELS, fractions=(0.0,))
     with pytest.raises(HeadError, match="399 labels"):
         label_curve(SceneClassifier(), ROWS, LABELS[:-1])
+
+
+def a_scene(edge: int, seed: int) -> xr.DataArray:
+    values = np.random.default_rng(seed).normal(size=(4, edge, edge)).astype(np.float32)
+    place = (np.arange(edge) + 0.5) * 40
+    coords = {"y": 5e6 - place, "x": 4e5 + place, "spatial_ref": 0}
+    scene = xr.DataArray(values, dims=("band", "y", "x"), coords=coords)
+    return scene.rio.write_crs("EPSG:32633")
+
+
+def test_a_label_curve_of_scenes_draws_pixels_and_leaves_blocks_out():
+    scenes = [a_scene(24, 1), a_scene(16, 2)]
+    truth = [(s[0] > 0).astype(np.int16).drop_vars("spatial_ref") for s in scenes]
+    for classes in truth:
+        classes[:2] = -1  # no label
+    options = {"fractions": (0.02, 1.0), "repeats": 3, "block": 8}
+    curve = label_curve(Segmenter(), scenes, truth, **options)
+    few, many = (curve[curve.fraction == f] for f in (0.02, 1.0))
+    assert few.score.mean() < many.score.mean()
+    assert many.score.min() > 0.9
+    # 13 blocks of 8 x 8 tokens, of which 3 test; the first rows have no labels.
+    assert many.labels.between(10 * 64 - 120, 10 * 64).all()
+    away = label_curve(Segmenter(), scenes, truth, **(options | {"buffer": 3.0}))
+    assert (away[away.fraction == 1.0].labels.to_numpy() < many.labels.to_numpy()).all()
+    with pytest.raises(HeadError, match="leave groups= and places= out"):
+        label_curve(Segmenter(), scenes, truth, groups=np.zeros(3))
+    with pytest.raises(HeadError, match="2 scenes, 1 label maps"):
+        label_curve(Segmenter(), scenes, truth[:1])
+    with pytest.raises(HeadError, match="labels of dtype"):
+        label_curve(Segmenter(), scenes[1], np.full((16, 16), "a"))
+
+
+def test_a_label_curve_of_scenes_keeps_coarse_labels_whole():
+    scene = a_scene(24, 3)
+    # A label is 3 tokens wide; a whole one is on one side of the split.
+    coarse = scene[0].coarsen(y=3, x=3).mean().rio.write_crs("EPSG:32633") + 10
+    head = BiomassRegressor(target_transform="none", block_size=3)
+    curve = label_curve(head, scene, coarse, fractions=(0.5, 1.0), repeats=2, block=2)
+    assert curve[curve.fraction == 1.0].labels.tolist() == [48, 48]
+    assert np.isfinite(curve.score).all()
 
 
 def test_transfer_needs_labels_where_the_rule_is_another():

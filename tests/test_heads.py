@@ -13,7 +13,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
 from nec.heads import SceneClassifier, Segmenter, load_head, write_map
-from nec.heads.pooling import mean_and_roughness
+from nec.heads.pooling import mean_and_roughness, mean_and_variogram
 
 D, SIZE = 5, 24
 STEP, LEFT, TOP = 40.0, 300_020.0, 5_800_010.0
@@ -424,6 +424,26 @@ def test_missing_tokens_leave_the_roughness_of_the_others():
     assert np.isnan(found[1]).all()
 
 
+def test_the_variogram_tells_whether_bands_have_their_edges_in_one_place():
+    rng = np.random.default_rng(0)
+    first = rng.normal(size=(6, 6))
+    tokens = np.stack([np.stack([first, s * first + 5, first[::-1]]) for s in (1.0, -2.0)])
+    found = mean_and_variogram(tokens)
+    assert found.shape == (2, 3 + 6)
+    plain = mean_and_roughness(tokens)
+    np.testing.assert_allclose(found[:, :3], plain[:, :3])
+    # The upper triangle by rows: 11 12 13 22 23 33.
+    np.testing.assert_allclose(found[:, [3, 6, 8]], plain[:, 3:], rtol=1e-5)
+    rough = plain[0, 3]
+    np.testing.assert_allclose(found[:, 4], [rough, -(2**0.5) * rough], rtol=1e-5)
+    cut = tokens.copy()
+    cut[0, 1, 4:] = np.nan
+    cut[1] = np.nan
+    found = mean_and_variogram(cut)
+    np.testing.assert_allclose(found[0], mean_and_variogram(tokens[:1, :, :4])[0], rtol=1e-5)
+    assert np.isnan(found[1]).all()
+
+
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_perceptron_learns_what_no_plane_divides():
     rng = np.random.default_rng(0)
@@ -508,6 +528,17 @@ def test_top_k_and_pooling_of_mean_and_roughness():
     assert both.score(tokens[60:], names[60:]) == 1.0
     with pytest.raises(HeadError, match="mean and roughness"):
         both.predict(scene(basis=None))
+    # Bands of one mean and one spread that go together, or against each other.
+    tokens = xr.DataArray(rng.normal(size=(80, D, 4, 4)), dims=("sample", "band", "y", "x"))
+    tokens[:, 1] = tokens[:, 0] * np.where(names == "even", 1, -1)[:, None, None]
+    apart, together = (
+        SceneClassifier(pooling=p).fit(tokens[:60], names[:60])
+        for p in ("mean_roughness", "mean_variogram")
+    )
+    assert apart.score(tokens[60:], names[60:]) < 0.8
+    assert together.score(tokens[60:].chunk(sample=7), names[60:]) == 1.0
+    with pytest.raises(HeadError, match=f"has {D - 1} bands"):
+        together.predict(tokens[:, 1:])
 
 
 def test_neighbours_may_be_standardised():

@@ -1,13 +1,13 @@
 """Label curves: how good a head is for how many labels, and in a region it does not know."""
 
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nec.errors import HeadError
+from nec.evaluate.samples import RowSamples, Samples, SceneSamples
 from nec.evaluate.splits import spatial_split
 
 if TYPE_CHECKING:
@@ -17,10 +17,11 @@ if TYPE_CHECKING:
 def label_curve(
     head: Any,
     X: Any,
-    y: ArrayLike,
+    y: Any,
     *,
     groups: ArrayLike | None = None,
     places: ArrayLike | None = None,
+    block: int = 8,
     buffer: float = 0.0,
     fractions: Sequence[float] = (0.01, 0.03, 0.1, 0.3, 1.0),
     repeats: int = 5,
@@ -38,17 +39,22 @@ def label_curve(
     ----------
     head : estimator
         With `fit` and `score`; cloned for every fit.
-    X : numpy.ndarray, table or xarray.DataArray
-        (n, d) or (sample, ...): whatever the head takes and can be indexed along the samples.
-    y : array_like
-        (n,) labels.
+    X : numpy.ndarray, table, xarray.DataArray or sequence of them
+        (n, d) or (sample, ...): whatever the head takes and can be indexed along the samples. Or
+        one scene or several, (band, y, x) each, possibly lazy.
+    y : array_like, xarray.DataArray or sequence of them
+        (n,) labels. Of scenes (y, x), numbers, matched as the head's `fit` matches them; NaN, a
+        raster's nodata value and the head's ``ignore_index`` are none. Each pixel is a label: a
+        fraction draws pixels, and the others are NaN in what the head is given.
     groups : array_like, optional
         (n,) place of each sample; each is a place of its own without. Heads whose `fit` takes
-        groups get them too.
+        groups get them too. Not of scenes.
     places : array_like, optional
-        (n, 2) coordinates, for `buffer`.
+        (n, 2) coordinates, for `buffer`. Not of scenes.
+    block : int, default 8
+        Of scenes: edge of the blocks that are kept together, tokens; a label pixel at least.
     buffer : float, default 0
-        Samples nearer than this to a tested one train nothing.
+        Samples nearer than this to a tested one train nothing; of scenes in tokens.
     fractions : sequence of float
         Of the labels on the training side, above 0 and up to 1.
     repeats : int
@@ -67,28 +73,23 @@ def label_curve(
     Raises
     ------
     HeadError
-        A fraction is out of range, the lengths differ, or there is one group only.
+        A fraction is out of range, the lengths differ, labels do not fit a scene, or there is one
+        group only.
     """
     import pandas as pd
     from sklearn.base import clone
 
-    labels = np.asarray(y)
     _check_fractions(fractions)
-    grouped = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    if not len(X) == len(labels) == len(grouped):
-        raise HeadError(
-            f"{len(X)} samples, {len(labels)} labels, {len(grouped)} groups", "pass as many of each"
-        )
-    given = None if groups is None else grouped
+    samples = _samples_of(X, y, groups, places, block, getattr(head, "ignore_index", None))
     found = []
     for repeat in range(repeats):
         train, test = spatial_split(
-            grouped, share=share, seed=seed + repeat, places=places, buffer=buffer
+            samples.groups, share=share, seed=seed + repeat, places=samples.places, buffer=buffer
         )
         order = np.random.default_rng(seed + repeat).permutation(train)
         for fraction in sorted(fractions):
             chosen = order[: max(2, round(fraction * len(order)))]
-            score = _fitted_score(clone(head), X, labels, given, chosen, test)
+            score = _fitted_score(clone(head), samples, chosen, test)
             found.append((fraction, len(chosen), repeat, score))
             if progress is not None:
                 progress(len(found), repeats * len(fractions))
@@ -114,7 +115,7 @@ def transfer_curve(
     Parameters
     ----------
     head, X, y, groups, places, buffer, seed
-        As in :func:`label_curve`.
+        As in :func:`label_curve`, of rows.
     regions : array_like
         (n,) region of each sample.
     target : scalar
@@ -138,55 +139,68 @@ def transfer_curve(
     import pandas as pd
     from sklearn.base import clone
 
-    labels, of_region = np.asarray(y), np.asarray(regions)
+    samples, of_region = RowSamples(X, y, groups=groups, places=places), np.asarray(regions)
     inside, outside = np.flatnonzero(of_region == target), np.flatnonzero(of_region != target)
     if not inside.size or not outside.size:
         raise HeadError(
             f"{inside.size} samples lie in region {target!r} and {outside.size} elsewhere",
             f"regions: {np.unique(of_region).tolist()}",
         )
-    grouped = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    given = None if groups is None else grouped
-    inner = None if places is None else np.asarray(places)[inside]
+    inner = None if samples.places is None else samples.places[inside]
     found = []
     for repeat in range(repeats):
         train, test = spatial_split(
-            grouped[inside], share=0.5, seed=seed + repeat, places=inner, buffer=buffer
+            samples.groups[inside], share=0.5, seed=seed + repeat, places=inner, buffer=buffer
         )
         order = np.random.default_rng(seed + repeat).permutation(inside[train])
         for count in counts:
             few = order[:count]
-            score = _fitted_score(
-                clone(head), X, labels, given, np.concatenate([outside, few]), inside[test]
-            )
-            alone = _fitted_score(clone(head), X, labels, given, few, inside[test])
+            both = np.concatenate([outside, few])
+            score = _fitted_score(clone(head), samples, both, inside[test])
+            alone = _fitted_score(clone(head), samples, few, inside[test])
             found.append((len(few), repeat, score, alone))
     return pd.DataFrame(found, columns=["labels", "repeat", "score", "alone"])
 
 
-def _fitted_score(
-    head: Any,
+def _samples_of(
     X: Any,
-    y: NDArray[Any],
-    groups: NDArray[Any] | None,
-    train: NDArray[np.intp],
-    test: NDArray[np.intp],
+    y: Any,
+    groups: ArrayLike | None,
+    places: ArrayLike | None,
+    block: int,
+    ignore_index: Any,
+) -> Samples:
+    scenes = [X] if hasattr(X, "dims") else X
+    if not isinstance(scenes, list | tuple) or not all(_is_scene(scene) for scene in scenes):
+        return RowSamples(X, y, groups=groups, places=places)
+    if groups is not None or places is not None:
+        raise HeadError("a scene has its own places", "leave groups= and places= out, set block=")
+    maps = y if isinstance(y, list | tuple) else [y]
+    return SceneSamples(scenes, maps, block=block, ignore_index=ignore_index)
+
+
+def _is_scene(array: Any) -> bool:
+    return hasattr(array, "dims") and {"y", "x"} <= set(array.dims) and "sample" not in array.dims
+
+
+def _fitted_score(
+    head: Any, samples: Samples, train: NDArray[np.intp], test: NDArray[np.intp]
 ) -> float:
     # What a head cannot learn from so few labels is part of the curve, not an error of it.
-    if len(train) < 2 or (y.dtype.kind not in "fc" and len(np.unique(y[train])) < 2):
+    known = samples.labels[train]
+    if len(train) < 2 or (_of_classes(head, known) and len(np.unique(known)) < 2):
         return float("nan")
-    options = {}
-    if groups is not None and "groups" in signature(head.fit).parameters:
-        options["groups"] = groups[train]
     try:
-        head.fit(_rows(X, train), y[train], **options)
+        samples.fit(head, train)
     except HeadError:
         return float("nan")
-    return float(head.score(_rows(X, test), y[test]))
+    return samples.score(head, test)
 
 
-def _rows(X: Any, at: NDArray[np.intp]) -> Any:
-    return X.iloc[at] if hasattr(X, "iloc") else X[at]
+def _of_classes(head: Any, labels: NDArray[Any]) -> bool:
+    from sklearn.base import is_classifier
+
+    return bool(is_classifier(head)) or labels.dtype.kind not in "fc"
 
 
 def _check_fractions(fractions: Sequence[float]) -> None:

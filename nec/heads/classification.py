@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 from nec.errors import HeadError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.estimator import along_samples
+from nec.heads.pooling import POOLINGS
 from nec.heads.rules import (
     LinearRule,
     NeighbourRule,
@@ -47,10 +48,12 @@ class SceneClassifier(EmbeddingClassifier):
         Widths of the hidden layers (mlp).
     alpha : float, default 1e-3
         Strength of the L2 penalty (mlp).
-    pooling : {"mean", "mean_roughness"}, default "mean"
+    pooling : {"mean", "mean_roughness", "mean_variogram"}, default "mean"
         What an image is described by where its tokens are given (sample, band, y, x): their
-        mean; or mean and how much neighbours differ, which tells more, see
-        :func:`nec.heads.pooling.mean_and_roughness`. A head of the latter maps no scenes.
+        mean; or mean and how much neighbours differ, which tells more, twice as many numbers
+        (:func:`nec.heads.pooling.mean_and_roughness`); or mean and how bands differ together
+        between neighbours, which tells most where labels are thousands, d (d + 3) / 2 numbers
+        (:func:`nec.heads.pooling.mean_and_variogram`). A head of the latter two maps no scenes.
     calibrate : bool, default False
         Scale probabilities by a temperature fitted to held-out fifths of the training data.
     random_state : int, default 0
@@ -126,7 +129,7 @@ class SceneClassifier(EmbeddingClassifier):
         for name, allowed in (
             ("method", ("linear", "knn", "mlp")),
             ("metric", ("cosine", "euclidean")),
-            ("pooling", ("mean", "mean_roughness")),
+            ("pooling", ("mean", *POOLINGS)),
         ):
             if getattr(self, name) not in allowed:
                 raise HeadError(
@@ -162,17 +165,20 @@ class SceneClassifier(EmbeddingClassifier):
     def _rows(self, X: Any) -> Any:
         if not isinstance(X, xr.DataArray):
             return X
-        return sample_rows(X, roughness=self.pooling == "mean_roughness")
+        return sample_rows(X, pooling=self.pooling)
 
     def _check_bands(self, X: xr.DataArray) -> None:
-        if self.pooling == "mean_roughness":
-            if "sample" not in X.dims:
-                raise HeadError(
-                    "the head was fitted on mean and roughness of images, and tokens have none",
-                    'to map scenes fit a head with pooling="mean"',
-                )
-            X = X.isel(band=np.arange(X.sizes["band"]).repeat(2))
+        described = POOLINGS.get(self.pooling)
+        if described and "sample" not in X.dims:
+            raise HeadError(
+                f"the head was fitted on {described.told} of images, and tokens have none",
+                'to map scenes fit a head with pooling="mean"',
+            )
         super()._check_bands(X)
+
+    def _features(self, bands: int) -> int:
+        described = POOLINGS.get(self.pooling)
+        return described.size(bands) if described else bands
 
     def predict_top_k(self, X: Any, k: int = 3) -> Any:
         """Give each vector its `k` most probable classes, the best first.

@@ -112,12 +112,16 @@ class EmbeddingHead(BaseEstimator):  # type: ignore[misc]
         return self._maps(X)
 
     def _check_bands(self, X: xr.DataArray) -> None:
-        if X.sizes["band"] != self.n_features_in_:
+        if self._features(X.sizes["band"]) != self.n_features_in_:
             raise HeadError(
                 f"the array has {X.sizes['band']} bands and the head was fitted on "
                 f"{self.n_features_in_}",
                 "take the same bands, or fit the head again",
             )
+
+    def _features(self, bands: int) -> int:
+        """Return how many numbers describe a sample of so many bands."""
+        return bands
 
     def _maps(self, X: xr.DataArray) -> bool:
         return "sample" not in X.dims

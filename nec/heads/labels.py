@@ -257,6 +257,10 @@ class LabelRaster:
         values = part[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
         return values, self._valid(values) & (row >= 0)[:, None] & (column >= 0)[None, :]
 
+    def valid(self) -> NDArray[np.bool_]:
+        """Which of all label pixels hold a label; reads them."""
+        return self._valid(np.asarray(self.values))
+
     def _valid(self, values: NDArray[Any]) -> NDArray[np.bool_]:
         return is_label(values, self.ignored)
 

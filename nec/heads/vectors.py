@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nec.errors import HeadError
 from nec.heads.labels import LabelRaster
-from nec.heads.pooling import mean_and_roughness
+from nec.heads.pooling import POOLINGS
 from nec.heads.rules import Rows
 
 logger = logging.getLogger(__name__)
@@ -94,21 +94,21 @@ def _listed(bands: tuple[Any, ...] | None) -> str:
     return ", ".join(names if len(names) <= 6 else [*names[:3], "...", names[-1]])
 
 
-def sample_rows(array: xr.DataArray, *, roughness: bool = False) -> Rows:
+def sample_rows(array: xr.DataArray, *, pooling: str = "mean") -> Rows:
     """One vector for each sample: the mean over its cells or tokens that are not missing.
 
     Parameters
     ----------
     array : xarray.DataArray
         (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x), eager or lazy.
-    roughness : bool
-        How much neighbours differ, behind it; needs a place. See
-        :func:`nec.heads.pooling.mean_and_roughness`.
+    pooling : {"mean", "mean_roughness", "mean_variogram"}
+        What else of the tokens, behind it; needs them. See :mod:`nec.heads.pooling`.
 
     Returns
     -------
     numpy.ndarray
-        (sample, band), or twice as many; NaN for a sample of which everything is missing.
+        (sample, band), or more numbers by `pooling`; NaN for a sample of which everything is
+        missing.
 
     Raises
     ------
@@ -126,20 +126,21 @@ def sample_rows(array: xr.DataArray, *, roughness: bool = False) -> Rows:
             "pass (sample, band), (sample, band, cell_y, cell_x) or (sample, band, y, x); "
             "to learn from a map of labels use Segmenter",
         )
-    if roughness and not place:
+    described = POOLINGS.get(pooling)
+    if described and not place:
         raise HeadError(
-            'pooling="mean_roughness" needs tokens, and the array is pooled already',
+            f"{pooling=} needs tokens, and the array is pooled already",
             "pass ds.embedding (sample, band, y, x)",
         )
-    if roughness:
+    if described:
         inside = ["band", *place]
         pooled = xr.apply_ufunc(
-            mean_and_roughness,
+            described.pool,
             array if array.chunks is None else array.chunk(dict.fromkeys(inside, -1)),
             input_core_dims=[inside],
             output_core_dims=[["feature"]],
             dask="parallelized",
-            dask_gufunc_kwargs={"output_sizes": {"feature": 2 * array.sizes["band"]}},
+            dask_gufunc_kwargs={"output_sizes": {"feature": described.size(array.sizes["band"])}},
             output_dtypes=[np.float32],
         )
     else:

@@ -21,14 +21,14 @@ from encoder_bench.probes import Split, probe
 from nec.encoders import Encoder
 from nec.encoders.galileo import GalileoEncoder, galileo_tokens
 from nec.evaluate import spatial_blocks, spatial_folds
-from nec.heads.pooling import mean_and_roughness
+from nec.heads.pooling import mean_and_variogram
 
 RESAMPLES, LABELS = 10, 6000
 # Edge of a block of places that are tested together, metres, and folds of blocks.
 BLOCK, FOLDS = 100_000.0, 4
 UCM_FOLDS, UCM_REPEATS = 8, 2
 SEED = 7
-OURS = "embedding, mean and roughness"
+OURS = "embedding, mean and cross-variogram"
 
 # Gives the vectors of each row, of images of which some (bool) train.
 Rows = Callable[[ImageSet, NDArray[np.bool_]], dict[str, NDArray[np.float32]]]
@@ -41,14 +41,16 @@ def against_simpler(encoder: Encoder, twin: Encoder) -> Rows:
     """
 
     def rows(images: ImageSet, train: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
-        ours, untrained = pooled(encoder, images), pooled(twin, images)
+        ours, untrained = (pooled(e, images, mean_and_variogram) for e in (encoder, twin))
         display = _display(images)
         statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
         filters = RandomFilters(display[train])(display)
         return {
             OURS: ours,
+            "embedding, mean and roughness": without_cross(ours, encoder.dim),
             "embedding, mean": ours[:, : encoder.dim],
-            "untrained twin, mean and roughness": untrained,
+            "untrained twin, mean and cross-variogram": untrained,
+            "untrained twin, mean and roughness": without_cross(untrained, twin.dim),
             "pixel statistics": statistics,
             "random filters": filters,
             "pixel statistics and random filters": np.concatenate([statistics, filters], axis=1),
@@ -67,10 +69,20 @@ def with_galileo(rows: Rows, data: Path) -> Rows:
             galileo_tokens(galileo, part * 1e4, images.bands)
             for part in np.array_split(images.images, 20)
         ]
-        found = np.concatenate([mean_and_roughness(np.moveaxis(t, -1, 1)) for t in tokens])
-        return {**rows(images, train), "Galileo-nano tokens, mean and roughness": found}
+        found = np.concatenate([mean_and_variogram(np.moveaxis(t, -1, 1)) for t in tokens])
+        return {
+            **rows(images, train),
+            "Galileo-nano tokens, mean and cross-variogram": found,
+            "Galileo-nano tokens, mean and roughness": without_cross(found, tokens[0].shape[-1]),
+        }
 
     return more
+
+
+def without_cross(vectors: NDArray[np.float32], dim: int) -> NDArray[np.float32]:
+    """Return mean and roughness (n, 2 dim) of mean and cross-variogram."""
+    rows, columns = np.triu_indices(dim)
+    return np.concatenate([vectors[:, :dim], vectors[:, dim:][:, rows == columns]], axis=1)
 
 
 def side_by_side(encoders: Mapping[str, Encoder]) -> Rows:
@@ -147,15 +159,21 @@ def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Spl
     return splits
 
 
-def bench_ucmerced(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
-    """Cross-validate the few images that are there."""
+def bench_ucmerced(
+    data: Path, make_rows: Rows, *, reference: str = OURS, halved: bool = False
+) -> dict[str, Any]:
+    """Cross-validate the few images that are there; with `halved`, at half their size too."""
     images = ucmerced(data)
     folds = RepeatedStratifiedKFold(
         n_splits=UCM_FOLDS, n_repeats=UCM_REPEATS, random_state=SEED
     ).split(images.images, images.labels)
     splits = list(folds)
     # Filters need no labels; a dictionary of all images favours their row, if anything.
-    rows = make_rows(images, np.ones(len(images.labels), bool))
+    every = np.ones(len(images.labels), bool)
+    rows = make_rows(images, every)
+    if halved:
+        smaller = make_rows(images.halved(), every)
+        rows |= {f"{name}, images at half size": row for name, row in smaller.items()}
     units = np.arange(len(images.labels))
     return {
         "task": f"UC Merced, 21 classes, {UCM_FOLDS}-fold",
