@@ -84,7 +84,7 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
     """Add what codes tokens; return the encoder's milliseconds an image."""
     task, folder = rows.task, rows.folder
     tokens, ms = tokens_of(
-        model.encoder, task.images, folder / "tokens.npy", rows.progress("raw pixels: encoder")
+        model.encoder, task, folder / "tokens.npy", rows.progress("raw pixels: encoder")
     )
 
     def of(fold: int, own: Any = tokens) -> Embeddings:
@@ -115,7 +115,7 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
         name = learned_name(path)
         theirs, _ = tokens_of(
             own.encoder,
-            task.images,
+            task,
             folder / f"tokens-{own.weights_sha256[:12]}.npy",
             rows.progress(f"{name}: encoder"),
         )

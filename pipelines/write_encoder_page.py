@@ -70,14 +70,21 @@ def speed(found: dict[str, Any], seams: dict[str, Any]) -> str:
 
 def recipe(found: dict[str, Any]) -> str:
     """Return what each part of the recipe gives."""
-    rows = [("variant", "steps", "parameters", "linear, % (95 %)", "k-NN, % (95 %)")]
+    cover = found["land_cover"]["rows"]
+    head = ("variant", "steps", "parameters", "linear, % (95 %)", "less the recipe, points")
+    rows = [(*head, "k-NN, % (95 %)", "land cover, % (95 %)", "less the recipe, points")]
     for name, row in found["rows"].items():
-        if "k-NN" not in row:
-            continue
         run = found["training"].get(name)
         size = ("", "") if run is None else (str(run["steps"]), f"{run['parameters'] / 1e6:.2f} M")
-        rows.append((name, *size, *(percent(row[h]["accuracy"]) for h in ("linear", "k-NN"))))
+        nearest = percent(row["k-NN"]["accuracy"]) if "k-NN" in row else ""
+        linear, map_ = row["linear"]["accuracy"], cover[name]["accuracy"]
+        rows.append((name, *size, *_against(linear), nearest, *_against(map_)))
     return table(*rows)
+
+
+def _against(accuracy: dict[str, Any]) -> tuple[str, str]:
+    difference = accuracy.get("difference")
+    return percent(accuracy), "" if difference is None else percent(difference, "+")
 
 
 def main() -> None:

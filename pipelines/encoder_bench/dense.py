@@ -110,31 +110,47 @@ def _linear(strength: float) -> Any:
 
 def bench_terramesh(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
     """Leave one tile out, and blocks of all tiles."""
+    tiles = terramesh_tiles(data)
+    rows = make_rows(tiles)
+    return {
+        "tiles": tiles_left_out(tiles, rows, reference=reference),
+        "blocks": blocks_left_out(tiles, rows, reference=reference),
+    }
+
+
+def terramesh_tiles(data: Path) -> list[Tile]:
+    """Read the tiles with their land cover."""
     folder = data / "terramesh"
     names = sorted(p.name for p in (folder / "S2L2A").glob("*.tif"))
-    tiles = [read_tile(folder / "S2L2A" / n, folder / "LULC" / n, L2A, missing=None) for n in names]
+    return [read_tile(folder / "S2L2A" / n, folder / "LULC" / n, L2A, missing=None) for n in names]
+
+
+def tiles_left_out(tiles: list[Tile], rows: Heads, *, reference: str = OURS) -> dict[str, Any]:
+    """Test land cover in each tile of several classes, learned in the others."""
     labels = np.concatenate([t.labels.ravel() for t in tiles])
     tile = np.concatenate([np.full(t.labels.size, i) for i, t in enumerate(tiles)])
-    rows = make_rows(tiles)
     out = []
     for left in range(len(tiles)):
         train = tile != left
         known = np.isin(labels, np.unique(labels[train]))
         if np.unique(labels[~train & known]).size > 1:
             out.append((train, ~train & known))
+    return {
+        "task": "TerraMesh land cover, majority of each token, one tile left out "
+        "(of each, the classes that the others have)",
+        "splits": len(out),
+        "rows": _table(rows, labels, out, token_blocks(tiles), reference),
+    }
+
+
+def blocks_left_out(tiles: list[Tile], rows: Heads, *, reference: str = OURS) -> dict[str, Any]:
+    """Test land cover in blocks, learned around them in all tiles."""
+    labels = np.concatenate([t.labels.ravel() for t in tiles])
     units = token_blocks(tiles)
     return {
-        "tiles": {
-            "task": "TerraMesh land cover, majority of each token, one tile left out "
-            "(of each, the classes that the others have)",
-            "splits": len(out),
-            "rows": _table(rows, labels, out, units, reference),
-        },
-        "blocks": {
-            "task": f"TerraMesh land cover, blocks of {BLOCK} x {BLOCK} tokens left out",
-            "splits": FOLDS * REPEATS,
-            "rows": _table(rows, labels, block_splits(tiles, units), units, reference),
-        },
+        "task": f"TerraMesh land cover, blocks of {BLOCK} x {BLOCK} tokens left out",
+        "splits": FOLDS * REPEATS,
+        "rows": _table(rows, labels, block_splits(tiles, units), units, reference),
     }
 
 

@@ -108,7 +108,7 @@ def code_pixels(
         size[group] = one.bare(data) / len(group)
     count = 1e3 / len(pixels)
     return Coded(
-        embedded(encoder, task.images, decoded, progress),
+        embedded(encoder, task, decoded, progress),
         float(size[test].mean()),
         encoding.seconds * count,
         decoding.seconds * count,
