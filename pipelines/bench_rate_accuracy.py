@@ -245,6 +245,12 @@ def eyes_of(args: argparse.Namespace, model: Model) -> Iterator[Eye]:
         yield galileo_eye(args.data)
 
 
+def in_order(results: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told of all tasks, then the tasks as TASKS has them, encoders beside."""
+    places = {name: at for at, name in enumerate(TASKS)}
+    return dict(sorted(results.items(), key=lambda kept: places.get(kept[0].split(", ")[0], -1)))
+
+
 def versions() -> dict[str, str]:
     """Return the releases of what is installed."""
     found = {package: installed(package) for package in PACKAGES}
@@ -299,7 +305,7 @@ def main() -> None:
             for eye in eyes:
                 found = bench_maps(MAP_TASKS[name](args.data, eye), eye, args.work)
                 results[f"{name}, {eye.name}"] = found
-                target.write_text(json.dumps(results, indent=1) + "\n")
+                target.write_text(json.dumps(in_order(results), indent=1) + "\n")
             print(f"{name}: {time.perf_counter() - start:.0f} s")
             continue
         if name == "eurosat_rgb":
@@ -326,10 +332,10 @@ def main() -> None:
             "left_out": rows.missing,
             "seconds": round(time.perf_counter() - start, 1),
         }
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        target.write_text(json.dumps(in_order(results), indent=1) + "\n")
         print(f"{name}: {results[name]['seconds']} s; left out: {rows.missing or 'nothing'}")
     draw({t: results[t] for t in IMAGE_TASKS if t in results}, args.out.with_suffix(".png"))
-    maps = {t: found for t, found in results.items() if t.split(", ")[0] in MAP_TASKS}
+    maps = {t: found for t, found in in_order(results).items() if t.split(", ")[0] in MAP_TASKS}
     if maps:
         draw(maps, args.out.with_name(args.out.name + "_maps.png"))
 

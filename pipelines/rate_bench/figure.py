@@ -51,8 +51,12 @@ LEFT_OUT = ("tokens, float",)
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw what there is to a PNG."""
-    panels = [(t, p) for t, found in results.items() for p in found["views"]]
+    """Draw what there is to a PNG: every pooling of images, of maps the first score."""
+    panels = [
+        (t, p)
+        for t, found in results.items()
+        for p in list(found["views"])[: None if "images" in found else 1]
+    ]
     with plt.rc_context({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
         down = math.ceil(len(panels) / 2)
         figure, axes = plt.subplots(
