@@ -50,6 +50,11 @@ class ImageSet:
     pool: NDArray[np.bool_]
     place: NDArray[np.float64]
 
+    def some(self, index: NDArray[np.intp]) -> "ImageSet":
+        """Return the images of an index."""
+        kept = {k: getattr(self, k)[index] for k in ("images", "labels", "pool", "place")}
+        return replace(self, **kept)
+
     def halved(self) -> "ImageSet":
         """Return the images at half their resolution, means of 2 x 2 pixels."""
         count, bands, height, width = self.images.shape

@@ -79,10 +79,7 @@ def eurosat(data: Path, split: Path, train: int, test: int | None) -> Task:
     rng = np.random.default_rng(SEED)
     kept = rng.permutation(np.flatnonzero(~images.pool))[:train]
     pool = rng.permutation(np.flatnonzero(images.pool))[:test]
-    chosen = np.sort(np.concatenate([kept, pool]))
-    images = replace(
-        images, **{k: getattr(images, k)[chosen] for k in ("images", "labels", "pool", "place")}
-    )
+    images = images.some(np.sort(np.concatenate([kept, pool])))
     # In an order by chance: a chunk of an archive holds no single class.
     fold = tuple(rng.permutation(np.flatnonzero(w)) for w in (~images.pool, images.pool))
     title = "EuroSAT RGB, fixed test pool, 100 images to a chunk"
@@ -97,10 +94,7 @@ def ucmerced_folds(data: Path, limit: int | None) -> Task:
     """
     images = ucmerced(data)
     if limit is not None:
-        chosen = np.arange(len(images.labels))[:: max(1, len(images.labels) // limit)]
-        images = replace(
-            images, **{k: getattr(images, k)[chosen] for k in ("images", "labels", "pool", "place")}
-        )
+        images = images.some(np.arange(len(images.labels))[:: max(1, len(images.labels) // limit)])
     splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
     folds = list(splitter.split(images.images, images.labels))
     title = f"UC Merced, {FOLDS}-fold, each image decodable by itself, embedded at half size"
