@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pretrain_encoder import AVERAGE, learning_rate
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -17,10 +16,18 @@ from nec.lowrank import LowRankTrainer
 
 # Share of the steps at the end in which the rate falls, and ranks and bases stay.
 SETTLED = 1 / 3
+WARM_UP = 100
+# Weight of the past in the running average of the network's weights.
+AVERAGE = 0.995
 LARGEST_GRADIENT = 1.0
 SHOWN, KEPT = 20, 100
 
 Losses = dict[str, Tensor]
+
+
+def learning_rate(step: int, steps: int, cooldown: int) -> float:
+    """Fraction of the peak: linear warm-up, constant, linear to zero in the last steps."""
+    return min(1.0, (step + 1) / min(WARM_UP, steps // 3), (steps - step) / max(cooldown, 1))
 
 
 @dataclass
@@ -33,21 +40,27 @@ class Course:
         With the network that is wanted as `network`.
     optimizers : list of Optimizer
         Each group has its highest rate as `peak`.
+    cooldown : int, optional
+        Last steps, in which the rate falls; a third of all by default.
     trainer : LowRankTrainer, optional
         Of a low-rank network whose bases move; around the only optimiser.
     average : AveragedModel, optional
         Running average of the network: from the first step, or, where ranks change, from where
         they stay.
+    stages : list of dict
+        Arguments of the calls so far: one that goes on may have others.
     """
 
     objective: nn.Module
     optimizers: list[torch.optim.Optimizer]
     steps: int
     trainer: LowRankTrainer | None = None
+    cooldown: int | None = None
     average: AveragedModel | None = None
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
     cpu_hours: float = 0.0
+    stages: list[dict[str, str]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if self.trainer is None:
@@ -55,7 +68,9 @@ class Course:
 
     @property
     def settled(self) -> int:
-        """The step from which ranks and bases stay."""
+        """The step from which the rate falls, and ranks and bases stay."""
+        if self.cooldown is not None:
+            return self.steps - self.cooldown
         return round((1 - SETTLED) * self.steps)
 
     def _begin_average(self) -> None:
@@ -109,7 +124,14 @@ class Course:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    def run(self, checkpoint: Path, args: argparse.Namespace, step: Callable[[int], None]) -> bool:
+    def run(
+        self,
+        checkpoint: Path,
+        args: argparse.Namespace,
+        step: Callable[[int], None],
+        *,
+        kept: Callable[[], None] | None = None,
+    ) -> bool:
         """Take the steps that are left, or `args.stop_after` of them; say whether all are done.
 
         Parameters
@@ -120,9 +142,14 @@ class Course:
             Kept in the checkpoint; has `batch`.
         step : callable
             Takes the step of a number, by `take_step`.
+        kept : callable, optional
+            Called whenever a checkpoint was written.
         """
         if checkpoint.exists():
             self._load(checkpoint)
+        stage = {k: str(v) for k, v in vars(args).items() if k != "stop_after"}
+        if stage not in self.stages[-1:]:
+            self.stages.append(stage)
         first, started, cpu = self.step, time.perf_counter(), time.process_time()
         before = self.cpu_hours
         last = min(self.steps, first + (args.stop_after or self.steps))
@@ -133,11 +160,14 @@ class Course:
                 print(json.dumps(self.log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
             if self.step % KEPT == 0 or self.step == last:
                 self.cpu_hours = before + (time.process_time() - cpu) / 3600
-                self._save(checkpoint, args)
+                self._save(checkpoint)
+                if kept is not None:
+                    kept()
         return self.step == self.steps
 
     def _load(self, checkpoint: Path) -> None:
-        state = torch.load(checkpoint, weights_only=True)
+        device = next(self.objective.parameters()).device
+        state = torch.load(checkpoint, map_location=device, weights_only=True)
         self.objective.load_state_dict(state["objective"])
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
@@ -146,10 +176,11 @@ class Course:
         if state["average"] is not None:
             self._begin_average()
             self.average.load_state_dict(state["average"])
-        self.step, self.log, self.cpu_hours = (state[k] for k in ("step", "log", "cpu_hours"))
+        told = ("step", "log", "cpu_hours", "stages")
+        self.step, self.log, self.cpu_hours, self.stages = (state[k] for k in told)
         print(f"resumed at step {self.step}", flush=True)
 
-    def _save(self, checkpoint: Path, args: argparse.Namespace) -> None:
+    def _save(self, checkpoint: Path) -> None:
         state: dict[str, Any] = {
             "objective": self.objective.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -158,7 +189,7 @@ class Course:
             "step": self.step,
             "log": self.log,
             "cpu_hours": self.cpu_hours,
-            "arguments": {k: str(v) for k, v in vars(args).items()},
+            "stages": self.stages,
         }
         part = checkpoint.with_suffix(".part")
         torch.save(state, part)

@@ -35,6 +35,13 @@ RATES = {
 # Weak components carry more of what heads use than of the mean squared error.
 GAMMA = 0.125
 RGB = ("red", "green", "blue")
+# Arguments of the pretraining that a card states.
+RECIPE = (
+    *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
+    *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
+    *("teacher_weight", "multispectral_every", "least_area", "keep", "last_keep", "noise"),
+    "noise_from",
+)
 
 
 def collection_features(
@@ -177,7 +184,7 @@ def main() -> None:
     state = torch.load(args.run / "checkpoint.pt", map_location="cpu", weights_only=True)
     commands = [
         "python pipelines/pretrain_encoder.py ../shared/data "
-        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in stage.items() if v != "None")
+        + " ".join(f"--{k.replace('_', '-')} {stage[k]}" for k in RECIPE if stage[k] != "None")
         for stage in state["stages"]
     ]
     recipe = state["stages"][-1]

@@ -69,8 +69,7 @@ def objective_from(source: Path) -> tuple[MaskedContrast, bool]:
     stage: dict[str, str] = {}
     if source.suffix == ".pt":
         state = torch.load(source, map_location="cpu", weights_only=True)
-        # A run of one stage may hold its options alone.
-        stage = state.get("stages", [state.get("arguments")])[-1]
+        stage = state["stages"][-1]
         width = int(stage["width"])
         config = VisionTransformerConfig(width=width, depth=int(stage["depth"]), heads=width // 64)
     elif source.suffix == ".safetensors":

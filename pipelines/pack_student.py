@@ -147,7 +147,7 @@ def stages_of(run: Path) -> list[dict[str, Any]]:
     They go back to the network that nothing was distilled into.
     """
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
-    asked = state.get("arguments", {})
+    asked = state["stages"][-1]
     if "weights" not in asked:
         return []
     told = {"arguments": asked, "step": state["step"], "cpu_hours": state["cpu_hours"]}

@@ -14,45 +14,23 @@ UC Merced images or biomass areas is used. Writes the running average of the wei
 
 import argparse
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from course import Course
 from imagery import Imagery, load_imagery
 from safetensors.torch import load_file, save_file
 from teacher import COMPONENTS, Teacher
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.objective import MaskedContrast
 
 LOSSES = ("pixels", "level", "texture", "statistics", "teacher")
-WARM_UP, NOISE_RAMP = 100, 300
-# Weight of the past in the running average of the encoder's weights.
-AVERAGE = 0.995
-# Arguments that a model card states.
-RECIPE = (
-    *("steps", "cooldown", "batch", "peak", "optimizer", "width", "depth", "init"),
-    *("reconstruction_weight", "statistics_weight", "contrast_weight", "pooling", "bands"),
-    *(
-        "teacher_weight",
-        "multispectral_every",
-        "least_area",
-        "keep",
-        "last_keep",
-        "noise",
-        "noise_from",
-    ),
-)
-
-
-def learning_rate(step: int, steps: int, cooldown: int) -> float:
-    """Fraction of the peak: linear warm-up, constant, linear to zero in the last steps."""
-    return min(1.0, (step + 1) / min(WARM_UP, steps // 3), (steps - step) / max(cooldown, 1))
+NOISE_RAMP = 300
 
 
 def noise_level(step: int, start: int, full: float) -> float:
@@ -156,6 +134,55 @@ def plot(log: list[dict[str, float]], out: Path) -> None:
 
 
 def main() -> None:
+    args = options()
+    args.run.mkdir(parents=True, exist_ok=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(0)
+    network = VisionTransformer(
+        VisionTransformerConfig(width=args.width, depth=args.depth, heads=args.width // 64)
+    )
+    if args.init:
+        network.load_state_dict(load_file(args.init))
+    objective = MaskedContrast(
+        network,
+        contrast_weight=args.contrast_weight,
+        reconstruction_weight=args.reconstruction_weight,
+        statistics_weight=args.statistics_weight,
+        teacher_dim=COMPONENTS if args.teacher_weight else 0,
+        teacher_weight=args.teacher_weight,
+        pooling=args.pooling,
+    ).to(device)
+    optimizers = make_optimizers(objective, args.peak, args.optimizer)
+    course = Course(objective, optimizers, args.steps, cooldown=args.cooldown)
+    teacher = None
+    if args.teacher_weight:
+        teacher = Teacher.load(args.data / "weights" / "galileo_nano", args.run.parent / "teacher")
+    imagery = load_imagery(args.data, args.split, teacher)
+    print(
+        f"{len(imagery.rgb)} RGB and {len(imagery.multispectral)} multispectral chips, "
+        f"{len(imagery.large)} larger images; "
+        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters",
+        flush=True,
+    )
+
+    def take_step(step: int) -> None:
+        objective.keep = args.keep if step < course.settled else args.last_keep
+        noise = noise_level(step, args.noise_from, args.noise)
+        sampling = sampling_of(args) | {"noise": noise, "own_bands": args.bands == "own"}
+        course.take_step(lambda: losses_of(objective, imagery, step, **sampling))
+
+    def keep_average() -> None:
+        weights = {k: v.contiguous() for k, v in course.average.module.state_dict().items()}
+        save_file(weights, args.run / "encoder.safetensors")
+
+    done = course.run(args.run / "checkpoint.pt", args, take_step, kept=keep_average)
+    (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in course.log))
+    if done:
+        plot(course.log, args.plot)
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--run", type=Path, default=Path("runs/pretrain"))
@@ -182,96 +209,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
     parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
     parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
-    args = parser.parse_args()
-    args.run.mkdir(parents=True, exist_ok=True)
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    network = VisionTransformer(
-        VisionTransformerConfig(width=args.width, depth=args.depth, heads=args.width // 64)
-    )
-    if args.init:
-        network.load_state_dict(load_file(args.init))
-    objective = MaskedContrast(
-        network,
-        contrast_weight=args.contrast_weight,
-        reconstruction_weight=args.reconstruction_weight,
-        statistics_weight=args.statistics_weight,
-        teacher_dim=COMPONENTS if args.teacher_weight else 0,
-        teacher_weight=args.teacher_weight,
-        pooling=args.pooling,
-    ).to(device)
-    optimizers = make_optimizers(objective, args.peak, args.optimizer)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))
-    first, log, cpu, stages = 0, [], 0.0, []
-    checkpoint = args.run / "checkpoint.pt"
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        objective.load_state_dict(state["objective"])
-        average.load_state_dict(state["average"])
-        for optimizer, kept in zip(optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
-        first, log, cpu, stages = (state[k] for k in ("step", "log", "cpu_hours", "stages"))
-        print(f"resumed at step {first}", flush=True)
-
-    recipe = {k: str(v) for k, v in vars(args).items() if k in RECIPE}
-    if recipe not in stages[-1:]:
-        stages.append(recipe)
-    teacher = None
-    if args.teacher_weight:
-        teacher = Teacher.load(args.data / "weights" / "galileo_nano", args.run.parent / "teacher")
-    imagery = load_imagery(args.data, args.split, teacher)
-    print(
-        f"{len(imagery.rgb)} RGB and {len(imagery.multispectral)} multispectral chips, "
-        f"{len(imagery.large)} larger images; "
-        f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M parameters",
-        flush=True,
-    )
-    started = time.perf_counter()
-    last = min(args.steps, first + (args.stop_after or args.steps))
-    cpu -= time.process_time() / 3600
-    for step in range(first, last):
-        last_steps = step >= args.steps - args.cooldown
-        objective.keep = args.last_keep if last_steps else args.keep
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * learning_rate(step, args.steps, args.cooldown)
-        losses = losses_of(
-            objective,
-            imagery,
-            step,
-            **sampling_of(args),
-            noise=noise_level(step, args.noise_from, args.noise),
-            own_bands=args.bands == "own",
-        )
-        losses["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), 1.0)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(network)
-        log.append({"step": step} | {k: round(v.item(), 4) for k, v in losses.items()})
-        if (step + 1) % 20 == 0:
-            rate = (step + 1 - first) * args.batch / (time.perf_counter() - started)
-            print(json.dumps(log[-1] | {"images_per_s": round(rate, 1)}), flush=True)
-        if (step + 1) % 100 == 0 or step + 1 == last:
-            state = {
-                "objective": objective.state_dict(),
-                "average": average.state_dict(),
-                "optimizers": [optimizer.state_dict() for optimizer in optimizers],
-                "step": step + 1,
-                "log": log,
-                "cpu_hours": cpu + time.process_time() / 3600,
-                "stages": stages,
-            }
-            part = checkpoint.with_suffix(".part")
-            torch.save(state, part)
-            part.replace(checkpoint)
-            weights = {k: v.contiguous() for k, v in average.module.state_dict().items()}
-            save_file(weights, args.run / "encoder.safetensors")
-    (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    if last == args.steps:
-        plot(log, args.plot)
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
