@@ -37,9 +37,8 @@ VARIANTS: dict[str, list[str]] = {
     "agreement of means alone": ["--pooling", "mean"],
     "views of bands of their own": ["--bands", "own"],
     "AdamW throughout": ["--optimizer", "adamw"],
-    "crops from 0.15": ["--least-area", "0.15"],
 }
-WIDTHS = (64, 128, 256)
+WIDTHS = (64, 128)
 STEPS = (1 / 2, 2)
 # Training images that are embedded, labels of a resample of them, resamples.
 TRAIN, LABELS, RESAMPLES, SEED = 3000, 2400, 3, 19
@@ -57,7 +56,7 @@ def train(data: Path, run: Path, steps: int, batch: int, extra: list[str]) -> No
     script = Path(__file__).with_name("pretrain_encoder.py")
     command = [sys.executable, str(script), str(data), "--run", str(run), "--steps", str(steps)]
     command += ["--cooldown", str(steps // 5), "--noise", "0", "--batch", str(batch)]
-    subprocess.run([*command, "--plot", str(run / "curve"), *extra], check=True)
+    subprocess.run([*command, *extra], check=True)
 
 
 def config_of(width: int) -> VisionTransformerConfig:

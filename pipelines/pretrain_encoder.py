@@ -8,8 +8,8 @@ of learning is constant but for the last ``--cooldown`` steps, so a resumed run 
 another number of steps, or other options: the checkpoint lists these stages. No image of
 the EuroSAT test pool (``catalogs/eurosat/split.csv``) and none of the scenes, TerraMesh tiles,
 UC Merced images or biomass areas is used. Writes the running average of the weights
-(``encoder.safetensors``) and ``log.jsonl`` to the run folder, and the loss curve to
-``docs/benchmarks/pretrain_encoder.{json,png}``.
+(``encoder.safetensors``), ``log.jsonl`` and the loss curve to the run folder; nec-tiny's own curve
+was written with ``--plot docs/benchmarks/pretrain_encoder``.
 """
 
 import argparse
@@ -178,7 +178,7 @@ def main() -> None:
     done = course.run(args.run / "checkpoint.pt", args, take_step, kept=keep_average)
     (args.run / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in course.log))
     if done:
-        plot(course.log, args.plot)
+        plot(course.log, args.plot or args.run / "curve")
 
 
 def options() -> argparse.Namespace:
@@ -208,7 +208,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--least-area", type=float, default=0.4, help="of a view's crop")
     parser.add_argument("--noise", type=float, default=0.03, help="of the embedding's variance")
     parser.add_argument("--noise-from", type=int, default=1300, help="step at which it sets in")
-    parser.add_argument("--plot", type=Path, default=Path("docs/benchmarks/pretrain_encoder"))
+    parser.add_argument("--plot", type=Path, help="loss curve, without an ending; else in the run")
     return parser.parse_args()
 
 

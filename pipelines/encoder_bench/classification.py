@@ -42,9 +42,9 @@ def against_simpler(encoder: Encoder, twin: Encoder) -> Rows:
 
     def rows(images: ImageSet, train: NDArray[np.bool_]) -> dict[str, NDArray[np.float32]]:
         ours, untrained = (pooled(e, images, mean_and_variogram) for e in (encoder, twin))
-        display = _display(images)
-        statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(display, 20)])
-        filters = RandomFilters(display[train])(display)
+        shown = display(images)
+        statistics = np.concatenate([pixel_statistics(d) for d in np.array_split(shown, 20)])
+        filters = RandomFilters(shown[train])(shown)
         return {
             OURS: ours,
             "embedding, mean and roughness": without_cross(ours, encoder.dim),
@@ -90,7 +90,7 @@ def side_by_side(encoders: Mapping[str, Encoder]) -> Rows:
     return lambda images, _: {name: pooled(of, images) for name, of in encoders.items()}
 
 
-def _display(images: ImageSet) -> NDArray[np.float32]:
+def display(images: ImageSet) -> NDArray[np.float32]:
     """Reflectance as the RGB images render it, so that filters see the contrast they need."""
     if len(images.bands) == 3:
         return images.images

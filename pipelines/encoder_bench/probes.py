@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from nec.evaluate.intervals import confusions, estimates
 from nec.heads import SceneClassifier
 
-STRENGTHS = (0.003, 0.03, 0.3, 3.0)
+STRENGTHS = (0.003, 0.03, 0.3, 3.0, 30.0)
 NEIGHBOURS = (5, 10, 20)
 SEED = 11
 

@@ -15,7 +15,7 @@ from rate_bench.tasks import MEAN, ROUGH, Coded, Fold, Progress, Task, pooled_bo
 
 # As the shipped rate of scenes has it, and the most that there is.
 FALLOFFS = (2.2, 16.0)
-# Tokens that compressors, and what is simpler, are fitted to.
+# Tokens that compressors are fitted to, in all folds, and what is simpler, in each.
 FITTED, SIMPLE = 256_000, 60_000
 # Training vectors that a code of 8 bits needs.
 CODES = 256
@@ -39,7 +39,7 @@ class Embeddings:
 
     def sample(self) -> list[Floats]:
         """Return training images in the chunks that they are coded in, (sample, y, x, dim)."""
-        most = max(1, FITTED // self.cells // self.task.chunk)
+        most = max(1, FITTED // len(self.task.folds) // self.cells // self.task.chunk)
         train = self.fold[0]
         starts = range(0, len(train), self.task.chunk)
         kept = list(starts)[:: max(1, len(starts) // most)]
