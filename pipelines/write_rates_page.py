@@ -2,7 +2,8 @@
 
     python pipelines/write_rates_page.py
 
-Reads ``docs/benchmarks/rate_accuracy.json``, see ``bench_rate_accuracy.py``.
+Reads ``docs/benchmarks/rate_accuracy.json``, see ``bench_rate_accuracy.py``, and ``neuco.json``,
+see ``bench_neuco.py``.
 """
 
 import argparse
@@ -17,6 +18,16 @@ from nec.evaluate.intervals import MARGIN
 
 # Shares of the raw pixels' bytes that targets are set at.
 SHARES = (0.003, 0.001)
+# Of bytes of the best codec on pixels, that streams are to save: of images, and of maps.
+SAVED = {"image": 0.9, "token": 0.8}
+# What the shipped rates are held against, by how a method's name begins.
+RIVALS = {
+    "JPEG 2000": ("JPEG 2000", "half size, JPEG 2000", "quarter size, JPEG 2000"),
+    "tokens, PCA + int8": ("tokens, PCA",),
+    "transform codec": ("transform codec",),
+}
+# A rival may be so much larger: sizes of ladders are not those of rates.
+SLACK = 1.03
 SCORES = {"mean_iou": "Mean IoU", "accuracy": "Accuracy", "r2": "Variance explained"}
 
 
@@ -37,8 +48,81 @@ def titled(view: str) -> str:
 
 
 def share(value: float | None) -> str:
-    """Return a share of bytes saved."""
-    return "" if value is None else f"{100 * value:.0f} %"
+    """Return a share of bytes saved, or how many times as many there are."""
+    if value is None:
+        return ""
+    return f"{100 * value:.0f} %" if value >= 0 else f"{1 - value:.3g} x as many"
+
+
+def streams(tasks: list[dict[str, Any]]) -> str:
+    """Return what our streams take beside the cheapest codec of pixels, and within 0.3 %."""
+    head = ("task, B of", "score", "row", "B at the margin", "cheapest codec of pixels", "saved")
+    rows = [(*head, f"row within {100 * SHARES[0]:g} % of the raw bytes", "loses, points")]
+    for found in tasks:
+        unit, key = unit_of(found)
+        for view, of in found["views"].items():
+            (base,) = (c for k, c in of["comparisons"].items() if k.startswith("cheapest"))
+            margin = of.get("margin", MARGIN)
+            for method in (m for m in of["rows"] if m.startswith(RIVALS["transform codec"])):
+                ours, theirs = base["methods"][method], base["methods"][base["base"]]
+                most = SHARES[0] * found["raw_bytes"]
+                small = [r for r in of["rows"][method] if r[key] <= most]
+                fits = max(small, key=lambda r: r[key], default=None)
+                rows.append(
+                    (
+                        f"{found['title'].split(',')[0]}{_encoder(found)}, {unit}",
+                        f"{titled(view)}, -{100 * margin:g}",
+                        method,
+                        size(ours["bytes_at_margin"]),
+                        f"{base['base']}, {size(theirs['bytes_at_margin'])}",
+                        share(ours["bytes_saved_at_margin"]),
+                        "" if fits is None else f"{size(fits[key])} B",
+                        "" if fits is None else percent(fits["accuracy"]["difference"], "+"),
+                    )
+                )
+    return table(*rows)
+
+
+def gate(tasks: list[dict[str, Any]]) -> str:
+    """Return the score of each shipped rate beside that of rivals within the same bytes."""
+    rows = [("task", "score", "rate", "B", "as shipped, %", *(f"{name}, %" for name in RIVALS))]
+    for found in tasks:
+        _, key = unit_of(found)
+        for view, of in found["views"].items():
+            for row in of["rows"].get("as shipped", []):
+                cells = []
+                for starts in RIVALS.values():
+                    small = [
+                        (r[key], r["accuracy"]["value"])
+                        for method, points in of["rows"].items()
+                        if method.startswith(starts)
+                        for r in points
+                        if r[key] <= SLACK * row[key]
+                    ]
+                    best = max((value for _, value in small), default=None)
+                    ahead = best is not None and best > row["accuracy"]["value"]
+                    cells.append(
+                        "" if best is None else f"{'**' * ahead}{100 * best:.1f}{'**' * ahead}"
+                    )
+                value = f"{100 * row['accuracy']['value']:.1f}"
+                title = found["title"].split(",")[0]
+                rows.append((title, titled(view), row["setting"], size(row[key]), value, *cells))
+    return table(*rows)
+
+
+def _encoder(found: dict[str, Any]) -> str:
+    parts = found["title"].split(": ")
+    return f": {parts[-1]}" if len(parts) > 1 else ""
+
+
+def neuco(found: dict[str, Any]) -> str:
+    """Return the scores of NeuCo-Bench by task, with the bytes."""
+    tasks = list(next(iter(found["rows"].values()))["tasks"])
+    rows = [("vectors", "B an image", *(f"{task}: Q (mean)" for task in tasks))]
+    for name, row in found["rows"].items():
+        of = (f"{row['tasks'][t]['q']:.1f} ({row['tasks'][t]['mean']:.3f})" for t in tasks)
+        rows.append((name, size(row["bytes_per_image"]) if row["bytes_per_image"] else "", *of))
+    return table(*rows)
 
 
 def at_sizes(found: dict[str, Any], pooling: str) -> str:
@@ -174,6 +258,10 @@ def main() -> None:
     tasks = [found for found in results.values() if isinstance(found, dict) and "views" in found]
     parts = [*map(section, tasks), *learned(results.get("learned", {}))]
     text = replace_block(args.page.read_text(), "tables", "\n\n".join(parts))
+    text = replace_block(text, "streams", streams(tasks))
+    text = replace_block(text, "gate", gate(tasks))
+    scored = json.loads(args.json.with_name("neuco.json").read_text())
+    text = replace_block(text, "neuco", neuco(scored))
     args.page.write_text(text)
 
 
