@@ -20,20 +20,30 @@ from write_readme import replace_block
 def accuracies(found: dict[str, Any]) -> str:
     """Return the table of one task."""
     heads = [h for h in ("linear", "k-NN") if any(h in row for row in found["rows"].values())]
-    head = ("row", *(f"{h}, % (95 %)" for h in heads), "against ours, points")
+    head = ("row", *(f"{h}, % (95 %)" for h in heads), f"against ours, points: {'; '.join(heads)}")
     if not heads:
         head = ("row", "accuracy, % (95 %)", "mean IoU, % (95 %)", "accuracy against ours, points")
     rows = [head]
     for name, row in found["rows"].items():
         if heads:
-            cells = [percent(row[h]["accuracy"]) if h in row else "" for h in heads]
-            first = row.get(heads[0], row)["accuracy"]
+            shown = [row[h]["accuracy"] for h in heads if h in row]
+            cells = [percent(s) for s in shown] + [""] * (len(heads) - len(shown))
         else:
+            shown = [row["accuracy"]]
             cells = [percent(row[m]) for m in ("accuracy", "mean_iou")]
-            first = row["accuracy"]
-        difference = first.get("difference")
-        rows.append((name, *cells, "" if difference is None else percent(difference, "+")))
-    return f"**{found['task']}**\n\n{table(*rows)}"
+        differences = [s["difference"] for s in shown if "difference" in s]
+        rows.append((name, *cells, "; ".join(percent(d, "+") for d in differences)))
+    told = [
+        f"{found[key]:,} {said}"
+        for key, said in (
+            ("training_labels", "training labels"),
+            ("test_images", "test images"),
+            ("resamples", "resample(s)"),
+            ("splits", "folds"),
+        )
+        if key in found
+    ]
+    return f"**{found['task']}** ({', '.join(told)})\n\n{table(*rows)}"
 
 
 def compressibility(found: dict[str, Any]) -> str:
@@ -65,7 +75,14 @@ def speed(found: dict[str, Any], seams: dict[str, Any]) -> str:
     moved = seams["relative_squared_distance"]
     where = [("tokens from the nearest border", *moved)]
     where.append(("squared distance over variance", *(f"{v:.4f}" for v in moved.values())))
-    return f"{table(*rows)}\n\n{table(*where)}"
+    stores = seams["stores"]
+    told = (
+        f"On two grids as stores have them, chips of {stores['core_tokens']} tokens and a halo of "
+        f"{stores['halo_tokens']} that fade into each other, it is {stores['mean']:.4f} on "
+        f"average, from {stores['least_by_place']:.4f} to {stores['most_by_place']:.4f} by the "
+        "token's place in a chip."
+    )
+    return f"{table(*rows)}\n\n{table(*where)}\n\n{told}"
 
 
 def recipe(found: dict[str, Any]) -> str:

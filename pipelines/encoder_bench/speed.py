@@ -11,10 +11,13 @@ import rasterio
 import torch
 from torch import Tensor, nn
 
+from nec.encoders.tiling import Tiling, embed_image
 from nec.encoders.vit import VisionTransformer, VisionTransformerEncoder
 
 ROUNDS = 9
 CHIPS, EDGE = 16, 64
+# First row and column of the part of the scene that stores' grids are laid over.
+CORNER = 280
 BANDS = ("blue", "green", "red", "nir", "swir16", "swir22")
 
 
@@ -107,6 +110,7 @@ def bench_seams(data: Path, encoder: VisionTransformerEncoder) -> dict[str, Any]
 
     The figure is the mean squared distance between the two embeddings of a token over the
     variance of all tokens, by the smaller of the two distances to a chip's border, in tokens.
+    Beside it the same of two stores' grids: chips that overlap and fade into each other.
     """
     with rasterio.open(data / "scenes" / "sentinel2_alberta.tif") as dataset:
         scene = dataset.read().astype(np.float32) / 1e4
@@ -140,8 +144,39 @@ def bench_seams(data: Path, encoder: VisionTransformerEncoder) -> dict[str, Any]
     return {
         "scene": "sentinel2_alberta",
         "chip_tokens": side,
+        "stores": _store_seams(scene, encoder, bands),
         "relative_squared_distance": {
             int(d): round(float(moved[nearest == d].mean() / variance), 5)
             for d in np.unique(nearest)
         },
+    }
+
+
+def _store_seams(
+    scene: np.ndarray, encoder: VisionTransformerEncoder, bands: tuple[str, ...]
+) -> dict[str, Any]:
+    """Embed a part of the scene as stores are made, on two grids half a chip's core apart."""
+    tiling, patch = Tiling(), encoder.patch_size
+    size, reach = 8 * tiling.core, tiling.margin
+    first, second = (
+        embed_image(
+            encoder,
+            scene[:, at - reach : at + size + reach, at - reach : at + size + reach],
+            bands=bands,
+            gsd=10.0,
+            tiling=tiling,
+        )
+        for at in (CORNER, CORNER + tiling.core // 2)
+    )
+    shift, core = tiling.core // 2 // patch, tiling.core // patch
+    a, b = first[:, shift:, shift:], second[:, :-shift, :-shift]
+    moved = np.square(a - b).sum(0) / first.var((1, 2)).sum()
+    whole = moved.shape[0] // core * core
+    places = moved[:whole, :whole].reshape(whole // core, core, whole // core, core).mean((0, 2))
+    return {
+        "core_tokens": core,
+        "halo_tokens": tiling.halo // patch,
+        "mean": round(float(moved.mean()), 5),
+        "least_by_place": round(float(places.min()), 5),
+        "most_by_place": round(float(places.max()), 5),
     }
