@@ -5,12 +5,13 @@
         --small runs/small/encoder.safetensors --small-width 64 --small-depth 10
 
 The run is one of ``lowrank_encoder.py``, or of ``distil_encoder.py`` from it (then with ``--out
-docs/benchmarks/distilled_encoder``); its network is measured as it would be deployed, by two
-plain factors a layer. The small network is one of ``pretrain_encoder.py --width --depth`` with
-about as many parameters; without its weights it is timed only. Everything is paired with
-nec-tiny: speed in both precisions, accuracies of the encoder's benchmark, nec-tiny's heads on the
-others' embeddings, bytes at equal accuracy, probes and embeddings under attack. Writes OUT.json;
-parts that are not asked for keep what an earlier call found with the same weights.
+docs/benchmarks/distilled_encoder``), or a packed model such as nec/weights/nec-tiny-lowrank; its
+network is measured as it would be deployed, by two plain factors a layer. The small network is one
+of ``pretrain_encoder.py --width --depth`` with about as many parameters; without its weights it is
+timed only. Everything is paired with nec-tiny: speed in both precisions, accuracies of the
+encoder's benchmark, nec-tiny's heads on the others' embeddings, bytes at equal accuracy, probes and
+embeddings under attack. Writes OUT.json; parts that are not asked for keep what an earlier call
+found with the same weights.
 """
 
 import argparse
@@ -32,12 +33,13 @@ from encoder_bench.compressibility import bench_compressibility
 from encoder_bench.dense import bench_flood, bench_terramesh, linear_side_by_side
 from encoder_bench.encoders import encoder_of
 from encoder_bench.speed import speed_of
+from lowrank_encoder import report_of
 from measured_parts import run_parts
 from safetensors.torch import load_file
 
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
 from nec.lowrank import deploy, load_lowrank
-from nec.model import load_model, sha256_of
+from nec.model import CARD, ENCODER, load_model, sha256_of
 
 DENSE, LOWRANK, SMALL = "nec-tiny", "low rank", "small, dense"
 PARTS = (
@@ -52,10 +54,16 @@ def main() -> None:
     logging.getLogger("nec").setLevel(logging.ERROR)
     dense = load_model("nec-tiny")
     config = dense.encoder.network.config
-    weights = args.run / "lowrank.safetensors"
+    weights, told = args.run / "lowrank.safetensors", args.run / "lowrank.json"
+    if (args.run / CARD).exists():
+        weights = args.run / ENCODER
+    trained = load_lowrank(
+        VisionTransformer(config), {k: v.float() for k, v in load_file(weights).items()}
+    )
+    saved = json.loads(told.read_text()) if told.exists() else report_of(trained, [])
     networks: dict[str, VisionTransformer] = {
         DENSE: load_model("nec-tiny", precision="float32").encoder.network,
-        LOWRANK: deploy(load_lowrank(VisionTransformer(config), load_file(weights))),
+        LOWRANK: deploy(trained),
     }
     small = VisionTransformerConfig(
         width=args.small_width, depth=args.small_depth, heads=args.small_width // 64
@@ -82,7 +90,6 @@ def main() -> None:
         "bytes": lambda: bench_compressibility(args.data, args.split, encoders, **paired),
         "attacks": lambda: bench_attacks(args.data, args.split, networks, **paired),
     }
-    told = json.loads((args.run / "lowrank.json").read_text())
     run_parts(
         args.out.with_suffix(".json"),
         jobs,
@@ -96,9 +103,9 @@ def main() -> None:
         packages=PACKAGES,
         about={
             "small": small.to_dict(),
-            "saved": {key: told[key] for key in ("trained", "deployed")},
-            "layers": told["layers"],
-            "steps": len(told["log"]),
+            "saved": {key: saved[key] for key in ("trained", "deployed")},
+            "layers": saved["layers"],
+            "steps": len(saved["log"]),
         },
     )
 
@@ -107,7 +114,7 @@ def options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("data", type=Path, help="folder of the development data")
-    parser.add_argument("run", type=Path, help="run folder of lowrank_encoder.py")
+    parser.add_argument("run", type=Path, help="run folder, or a packed model's")
     parser.add_argument("--small", type=Path, help="encoder.safetensors of a small dense network")
     parser.add_argument("--small-width", type=int, default=64)
     parser.add_argument("--small-depth", type=int, default=10)

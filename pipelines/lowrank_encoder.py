@@ -115,9 +115,8 @@ def save(network: nn.Module, path: Path) -> None:
     save_file({k: v.contiguous() for k, v in network.state_dict().items()}, path)
 
 
-def keep_weights(network: VisionTransformer, run: Path, log: list[dict[str, float]]) -> None:
-    """Write the low-rank network, its dense form, and what it saves."""
-    save(network, run / "lowrank.safetensors")
+def report_of(network: VisionTransformer, log: list[dict[str, float]]) -> dict[str, Any]:
+    """Return what a low-rank network saves, as trained and as deployed, its ranks and the log."""
     chips = torch.zeros(1, len(network.config.bands), 64, 64)
     example = (chips, list(range(len(network.config.bands))), torch.tensor([10.0]))
     layers = lowrank_layers(network)
@@ -135,6 +134,13 @@ def keep_weights(network: VisionTransformer, run: Path, log: list[dict[str, floa
             "condition": condition_number(layer.core),
             "bound": condition_bound(layer.core),
         }
+    return report
+
+
+def keep_weights(network: VisionTransformer, run: Path, log: list[dict[str, float]]) -> None:
+    """Write the low-rank network, its dense form, and what it saves."""
+    save(network, run / "lowrank.safetensors")
+    report = report_of(network, log)
     (run / "lowrank.json").write_text(json.dumps(report, indent=1) + "\n")
     save(merge(copy.deepcopy(network)), run / "encoder.safetensors")
     print(f"{report['deployed']['model']:.1%} of the parameters saved as deployed", flush=True)
