@@ -171,7 +171,7 @@ def _samples_of(
     ignore_index: Any,
 ) -> Samples:
     scenes = [X] if hasattr(X, "dims") else X
-    if not isinstance(scenes, list | tuple) or not all(_is_scene(scene) for scene in scenes):
+    if not isinstance(scenes, list | tuple) or not scenes or not all(map(_is_scene, scenes)):
         return RowSamples(X, y, groups=groups, places=places)
     if groups is not None or places is not None:
         raise HeadError("a scene has its own places", "leave groups= and places= out, set block=")
