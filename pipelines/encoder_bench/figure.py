@@ -10,8 +10,8 @@ COLOURS = {
     "random": "#e0b055",
     "bands": "#d1811f",
     "Galileo": "#7a4fa3",
-    "majority": "#888888",
 }
+TRIVIAL = "majority class"
 TITLES = {
     "eurosat_rgb": "EuroSAT RGB",
     "eurosat_multispectral": "EuroSAT multispectral",
@@ -51,23 +51,32 @@ def draw(results: dict[str, Any], out: Path) -> None:
     count = len(shown) + ("compressibility" in results)
     down, across = -(-count // 3), min(count, 3)
     figure, axes = plt.subplots(
-        down, across, figsize=(5 * across, 3.2 * down), layout="constrained", squeeze=False
+        down, across, figsize=(5.5 * across, 3.6 * down), layout="constrained", squeeze=False
     )
     flat = list(axes.ravel())
     for ax, (name, table) in zip(flat, shown.items(), strict=False):
         rows = accuracies(table)
+        # Far to the left: told, not drawn.
+        trivial = rows.pop(TRIVIAL)
         for at, (row, value) in enumerate(reversed(rows.items())):
             colour = next((c for k, c in COLOURS.items() if row.startswith(k)), "#444444")
             low, mid, high = (100 * value[k] for k in ("low", "value", "high"))
             ax.plot([low, high], [at, at], color=colour, linewidth=2)
             ax.plot(mid, at, "o", color=colour, markersize=5)
-            ax.text(high + 1, at, f"{mid:.1f}", va="center", fontsize=8)
+            ax.annotate(
+                f"{mid:.1f}",
+                (high, at),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
         ax.set_yticks(range(len(rows)), list(reversed(rows)), fontsize=8)
         ax.grid(alpha=0.3, axis="x")
         # Room for the numbers.
         left, right = ax.get_xlim()
         ax.set_xlim(left, right + 0.15 * (right - left))
-        ax.set_title(TITLES[name], fontsize=10)
+        ax.set_title(f"{TITLES[name]} ({TRIVIAL}: {100 * trivial['value']:.1f})", fontsize=10)
         ax.set_xlabel("accuracy, % (95 % interval)", fontsize=8)
     if "compressibility" in results:
         _draw_bytes(flat[len(shown)], results["compressibility"])
