@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from encoder_bench.encoders import encoder_of
-from heads_bench import biomass, classification, curves, segmentation
+from heads_bench import biomass, classification, curves, map_curves, segmentation
 from heads_bench.figure import draw
 from measured_parts import run_parts
 
@@ -65,6 +65,7 @@ def main() -> None:
             }.items()
         }
         groups["curves"] = dict(curves.parts_of(args, model))
+        groups["curves"] |= dict(map_curves.parts_of(args, model, twin))
         run(args, groups, model.weights_sha256)
 
 

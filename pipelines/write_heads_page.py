@@ -110,11 +110,13 @@ def few_labels(found: dict[str, Any]) -> str:
     text = spread if "rmse_of_reference" in found else percent
     heads = {k: v for k, v in curve.items() if isinstance(v, dict) and "points" in v}
     some = next(iter(heads.values()))["points"]
-    rows = [("head on", *(f"{p['fraction']:.0%} ({p['labels']:,})" for p in some), "no worse at")]
+    rows = [
+        ("head on", *(f"{100 * p['fraction']:g} % ({p['labels']:,})" for p in some), "no worse at")
+    ]
     for name, entry in heads.items():
         share = entry["no_worse_at"]
         rows.append(
-            (name, *map(text, entry["points"]), "never" if share is None else f"{share:.0%}")
+            (name, *map(text, entry["points"]), "never" if share is None else f"{100 * share:g} %")
         )
     margin = curve["margin"]
     note = f"{margin:g} Mg/ha" if "rmse_of_reference" in found else f"{margin:.0%}"

@@ -29,6 +29,7 @@ GROUPS = {
     "maps": {
         "terramesh": "Land cover, TerraMesh, one tile left out",
         "flood": "Water, Sen1Floods11",
+        "flood_labels": "Water, Sen1Floods11, from few labels",
         "alberta": "Scene classification, Alberta",
     },
     "images": {
@@ -144,7 +145,7 @@ def _draw_label_curve(ax: Axes, part: str, found: dict[str, Any]) -> None:
     ax.set_xscale("log")
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
-    measure = f"RMSE, {UNITS[part]}" if part in UNITS else "accuracy"
+    measure = f"RMSE, {UNITS[part]}" if part in UNITS else found.get("measure", "accuracy")
     ax.set(xlabel="labels", ylabel=f"{measure} (95 %)", title=TITLES[part])
 
 

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ PIXELS = 60_000
 ALBERTA = ("blue", "green", "red", "nir", "swir16")
 ALBERTA_EDGE = 1280
 SEED = 3
-OURS = "float32, fpn"
+OURS, UNET = "float32, fpn", "raw bands, U-Net from scratch"
 DECODERS = ("linear", "fpn")
 METRICS = ("accuracy", "mean_iou")
 
@@ -50,6 +51,28 @@ class Maps:
     labels: list[Codes]
     units: list[NDArray[np.intp]]
     splits: list[tuple[list[Mask], list[Mask]]]
+
+    @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """The classes, sorted."""
+        found = np.unique(np.concatenate([y.ravel() for y in self.labels]))
+        return found[found >= 0]
+
+    @cached_property
+    def codes(self) -> list[Codes]:
+        """Which class of `classes` a pixel has; -1: none."""
+        return [np.where(y >= 0, np.searchsorted(self.classes, y), -1) for y in self.labels]
+
+    def tested(self, row: Row, split: tuple[list[Mask], list[Mask]]) -> dict[str, NDArray[Any]]:
+        """Return confusions by unit, and trained parameters (-1: none), of a row on a split."""
+        train, test = split
+        found, count = row([np.where(m, y, -1) for m, y in zip(train, self.codes, strict=True)])
+        truth, unit = (np.concatenate([a.ravel() for a in of]) for of in (self.codes, self.units))
+        inside = np.concatenate([mask.ravel() for mask in test]) & (truth >= 0)
+        flat = np.concatenate([f.ravel() for f in found])[inside]
+        shape = (int(unit.max()) + 1, len(self.classes))
+        table = confusions(truth[inside], np.maximum(flat, 0), unit[inside], shape)
+        return {"confusions": table, "parameters": np.array(-1 if count is None else count)}
 
 
 @dataclass(frozen=True)
@@ -76,7 +99,9 @@ def bench_terramesh(
         if len(np.unique(labels[left][test[left]])) > 1:
             splits.append(([np.full(y.shape, i != left) for i, y in enumerate(labels)], test))
     maps = Maps(images, labels, units, splits)
-    found = _compared("terramesh", maps, (_embedder(model), _embedder(twin)), model, ledger, budget)
+    found = _compared(
+        "terramesh", maps, (embedder_of(model), embedder_of(twin)), model, ledger, budget
+    )
     return {"task": "TerraMesh land cover, one tile left out", **found}
 
 
@@ -84,14 +109,19 @@ def bench_flood(
     data: Path, model: Model, twin: Encoder, ledger: Ledger, budget: Budget, *, folds: int
 ) -> dict[str, Any]:
     """Leave blocks of the chip out."""
+    maps, embedders = flood_maps(data, folds), (embedder_of(model), embedder_of(twin))
+    found = _compared("flood", maps, embedders, model, ledger, budget)
+    return {"task": f"Sen1Floods11 water, blocks of {BLOCK} pixels left out", **found}
+
+
+def flood_maps(data: Path, folds: int) -> Maps:
+    """Return the chip, with blocks of pixels to leave out."""
     folder, name = data / "flood", "Spain_7370579"
     image = _read(folder / "S2" / f"{name}_S2Hand.tif", L1C)
     labels = _codes(folder / "Labels" / f"{name}_LabelHand.tif")
     blocks = blocks_of(labels.shape, BLOCK)
     splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
-    maps = Maps([image], [labels], [blocks], splits)
-    found = _compared("flood", maps, (_embedder(model), _embedder(twin)), model, ledger, budget)
-    return {"task": f"Sen1Floods11 water, blocks of {BLOCK} pixels left out", **found}
+    return Maps([image], [labels], [blocks], splits)
 
 
 def bench_alberta(
@@ -105,7 +135,7 @@ def bench_alberta(
     blocks = blocks_of(labels.shape, 2 * BLOCK)
     splits = [([a], [b]) for a, b in block_folds(blocks, folds=folds, buffer=BUFFER, seed=SEED)]
     maps = Maps([image], [labels], [blocks], splits)
-    embedders = (_embedder(model, ALBERTA), _embedder(twin, ALBERTA))
+    embedders = (embedder_of(model, ALBERTA), embedder_of(twin, ALBERTA))
     found = _compared("alberta", maps, embedders, model, ledger, budget)
     return {"task": f"Alberta's scene classification, blocks of {2 * BLOCK} pixels", **found}
 
@@ -118,43 +148,21 @@ def _compared(
     ledger: Ledger,
     budget: Budget,
 ) -> dict[str, Any]:
-    classes = np.unique(np.concatenate([y.ravel() for y in maps.labels]))
-    classes = classes[classes >= 0]
-    # From here on, indices of classes.
-    labels = [np.where(y >= 0, np.searchsorted(classes, y), -1) for y in maps.labels]
-    embeddings, sizes = _embeddings(part, maps.images, embedders, model, ledger)
+    embeddings, sizes = embeddings_of(part, maps.images, embedders, model, ledger)
     rows: dict[str, Row] = {
-        f"{name}, {decoder}": _head_row(arrays, decoder, budget.decoder)
+        f"{name}, {decoder}": head_row(arrays, decoder, budget.decoder)
         for name, arrays in embeddings.items()
         for decoder in DECODERS
     }
     rows["raw bands of 5 x 5 pixels, random forest"] = _forest_row(maps.images)
-    schedule = Schedule(budget.unet)
-    rows["raw bands, U-Net from scratch"] = _unet_row(maps.images, len(classes), schedule)
+    rows[UNET] = unet_of(maps, budget)
     rows["majority class"] = _majority
-    unit = np.concatenate([u.ravel() for u in maps.units])
-    truth = np.concatenate([y.ravel() for y in labels])
-    shape = (int(unit.max()) + 1, len(classes))
-
-    def tested(row: Row, split: tuple[list[Mask], list[Mask]]) -> dict[str, NDArray[Any]]:
-        train, test = split
-        found, count = row([np.where(m, y, -1) for m, y in zip(train, labels, strict=True)])
-        inside = np.concatenate([mask.ravel() for mask in test]) & (truth >= 0)
-        flat = np.concatenate([f.ravel() for f in found])[inside]
-        table = confusions(truth[inside], np.maximum(flat, 0), unit[inside], shape)
-        return {"confusions": table, "parameters": np.array(-1 if count is None else count)}
 
     counts: dict[str, NDArray[np.float32]] = {}
     parameters: dict[str, int | None] = {}
     with ledger.counting(part, len(rows) * len(maps.splits)):
         for name, row in rows.items():
-            found = [
-                ledger.take(
-                    {"part": part, "row": name, "split": at, "of": len(maps.splits)},
-                    lambda row=row, split=split: tested(row, split),
-                )
-                for at, split in enumerate(maps.splits)
-            ]
+            found = taken(part, name, row, maps, ledger)
             counts[name] = np.sum([f["confusions"] for f in found], axis=0)
             number = int(found[-1]["parameters"])
             parameters[name] = None if number < 0 else number
@@ -173,11 +181,34 @@ def _compared(
         "decoder_steps": budget.decoder,
         "rows": rows_out,
         "confusion": counts[OURS].sum(0).astype(int).tolist(),
-        "classes": classes.tolist(),
+        "classes": maps.classes.tolist(),
     }
 
 
-def _embeddings(
+def taken(
+    part: str, name: str, row: Row, maps: Maps, ledger: Ledger
+) -> list[dict[str, NDArray[Any]]]:
+    """Return what a row found on each split, now or in an earlier run."""
+    return [
+        ledger.take(
+            {"part": part, "row": name, "split": at, "of": len(maps.splits)},
+            lambda split=split: maps.tested(row, split),
+        )
+        for at, split in enumerate(maps.splits)
+    ]
+
+
+def summed(part: str, name: str, row: Row, maps: Maps, ledger: Ledger) -> NDArray[np.float32]:
+    """Return the confusions of a row by unit, of all splits."""
+    return np.sum([f["confusions"] for f in taken(part, name, row, maps, ledger)], axis=0)
+
+
+def unet_of(maps: Maps, budget: Budget) -> Row:
+    """Return the row of a U-Net that is trained from scratch."""
+    return _unet_row(maps.images, len(maps.classes), Schedule(budget.unet))
+
+
+def embeddings_of(
     part: str,
     images: list[Image],
     embedders: tuple[Callable[[Image], Image], Callable[[Image], Image]],
@@ -206,7 +237,8 @@ def _embeddings(
     return {**embeddings, "untrained twin, float32": untrained}, sizes
 
 
-def _head_row(embeddings: list[Image], decoder: str, steps: int) -> Row:
+def head_row(embeddings: list[Image], decoder: str, steps: int) -> Row:
+    """Return the row of a head on embeddings (band, y, x)."""
     arrays = [xr.DataArray(e, dims=("band", "y", "x")) for e in embeddings]
 
     def row(labels: list[Codes]) -> tuple[list[Codes], int | None]:
@@ -267,9 +299,10 @@ def _majority(labels: list[Codes]) -> tuple[list[Codes], int | None]:
     return [np.full(y.shape, most) for y in labels], 1
 
 
-def _embedder(
+def embedder_of(
     source: Model | Encoder, bands: tuple[str, ...] | None = None
 ) -> Callable[[Image], Image]:
+    """Return what embeds an image (band, y, x) of these bands, by default the encoder's six."""
     encoder = source.encoder if isinstance(source, Model) else source
     if bands is None:
         return lambda image: np.moveaxis(
@@ -304,17 +337,21 @@ def _numbered(blocks: list[NDArray[np.intp]]) -> list[NDArray[np.intp]]:
     return out
 
 
-def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Give the parts of this task, by name."""
-    budget = Budget(args.steps, args.decoder_steps)
+def ledger_of(args: Any, model: Model, budget: Budget) -> Ledger:
+    """Return where results are kept, and what they hang on."""
     told = {
         "weights": model.weights_sha256,
         "rates": {rate: model.compressors[rate].digest for rate in RATES},
         "unet_steps": budget.unet,
         "decoder_steps": budget.decoder,
     }
-    ledger = Ledger(args.work / "segmentation", told, [Path(__file__).parent])
-    common = (args.data, model, twin, ledger, budget)
+    return Ledger(args.work / "segmentation", told, [Path(__file__).parent])
+
+
+def parts_of(args: Any, model: Model, twin: Encoder) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Give the parts of this task, by name."""
+    budget = Budget(args.steps, args.decoder_steps)
+    common = (args.data, model, twin, ledger_of(args, model, budget), budget)
     yield "terramesh", lambda: bench_terramesh(*common)
     yield "flood", lambda: bench_flood(*common, folds=args.folds)
     yield "alberta", lambda: bench_alberta(*common, folds=args.folds)
