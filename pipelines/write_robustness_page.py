@@ -3,8 +3,9 @@
     python pipelines/write_robustness_page.py
 
 Reads ``docs/benchmarks/robust_lowrank.json`` (see ``bench_robust_lowrank.py``),
-``masking.json`` (see ``bench_masking.py``), ``lowrank_encoder.json`` and
-``distilled_encoder.json`` (see ``bench_lowrank_encoder.py``), where they are there.
+``masking.json`` (see ``bench_masking.py``), ``lowrank_encoder.json``,
+``distilled_encoder.json`` and ``shipped_lowrank.json`` (see ``bench_lowrank_encoder.py``), where
+they are there.
 """
 
 import argparse
@@ -184,7 +185,9 @@ def masking_costs(found: dict[str, Any]) -> str:
 
 def lowrank_encoder(found: dict[str, Any]) -> str:
     """Return what the low-rank encoder is beside the dense one and a small dense one."""
-    shown = [f"The last run of the low-rank one took {found['steps']:,} steps."]
+    shown = []
+    if found["steps"]:
+        shown.append(f"The last run of the low-rank one took {found['steps']:,} steps.")
     if speed := found.get("speed"):
         networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
         for name, count in speed["parameters"].items():
@@ -266,7 +269,11 @@ def main() -> None:
         results = json.loads(path.read_text())
         text = replace_block(text, "masking", masking(results))
         text = replace_block(text, "masking costs", masking_costs(results))
-    for block, name in (("encoder", "lowrank_encoder"), ("distilled", "distilled_encoder")):
+    for block, name in (
+        ("encoder", "lowrank_encoder"),
+        ("distilled", "distilled_encoder"),
+        ("shipped", "shipped_lowrank"),
+    ):
         path = args.folder / f"{name}.json"
         if path.exists():
             text = replace_block(text, block, lowrank_encoder(json.loads(path.read_text())))
