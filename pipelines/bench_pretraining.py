@@ -23,7 +23,7 @@ import torch
 from encoder_bench.dense import blocks_left_out, linear_side_by_side, terramesh_tiles
 from encoder_bench.encoders import encoder_of
 from encoder_bench.images import ImageSet, eurosat_rgb, pooled
-from encoder_bench.probes import probe
+from encoder_bench.probes import TRIVIAL, probe
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -101,7 +101,7 @@ def draw(results: dict[str, Any], out: Path) -> None:
     import matplotlib.pyplot as plt
 
     images, maps = results["rows"], results["land_cover"]["rows"]
-    names = [name for name in images if name in maps and name != "majority class"]
+    names = [name for name in images if name in maps and name != TRIVIAL]
     figure, axes = plt.subplots(
         1, 2, figsize=(11, 0.32 * len(names) + 1.4), layout="constrained", sharey=True
     )
@@ -134,12 +134,14 @@ def main() -> None:
     for name, (steps, width, extra) in variants(args.steps).items():
         run = args.runs / name.replace(" ", "_")
         weights, vectors = run / "last.safetensors", run / "last_vectors.npy"
-        if not vectors.exists():
+        if not weights.exists():
             print(f"== {name}", flush=True)
             train(args.data, run, steps, args.batch, extra)
             save_file(last_weights(run), weights)
-            np.save(vectors, pooled(encoder_of(weights, config_of(width)), images))
-        rows[name], encoders[name] = np.load(vectors), encoder_of(weights, config_of(width))
+        encoders[name] = encoder_of(weights, config_of(width))
+        if not vectors.exists():
+            np.save(vectors, pooled(encoders[name], images))
+        rows[name] = np.load(vectors)
         training[name] = {
             "steps": steps,
             "width": width,

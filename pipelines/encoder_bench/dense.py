@@ -14,6 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from encoder_bench.probes import TRIVIAL
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image
 from nec.evaluate import spatial_blocks, spatial_folds
@@ -245,7 +246,7 @@ def _table(
     classes, truth = np.unique(labels, return_inverse=True)
     shape = (int(units.max()) + 1, len(classes))
     counts = {name: np.zeros((shape[0], shape[1], shape[1]), np.float32) for name in rows}
-    counts["majority class"] = np.zeros_like(counts[reference])
+    counts[TRIVIAL] = np.zeros_like(counts[reference])
     there = labels >= 0
     for train, test in ((a & there, b & there) for a, b in splits):
         for name, (X, make) in rows.items():
@@ -253,7 +254,7 @@ def _table(
             found = head.fit(X[train], truth[train]).predict(X[test])
             counts[name] += confusions(truth[test], found, units[test], shape)
         most = np.full(int(test.sum()), np.bincount(truth[train]).argmax())
-        counts["majority class"] += confusions(truth[test], most, units[test], shape)
+        counts[TRIVIAL] += confusions(truth[test], most, units[test], shape)
     tested = counts[reference].sum((1, 2)) > 0
     counts = {name: total[tested] for name, total in counts.items()}
     return estimates(counts, reference=reference, metrics=("accuracy", "mean_iou"), seed=SEED)

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from encoder_bench.probes import TRIVIAL
+
 COLOURS = {
     "embedding": "#0b6e99",
     "untrained": "#b0b0b0",
@@ -11,7 +13,6 @@ COLOURS = {
     "bands": "#d1811f",
     "Galileo": "#7a4fa3",
 }
-TRIVIAL = "majority class"
 TITLES = {
     "eurosat_rgb": "EuroSAT RGB",
     "eurosat_multispectral": "EuroSAT multispectral",

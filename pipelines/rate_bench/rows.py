@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encoder_bench.probes import probe
+from encoder_bench.probes import TRIVIAL, probe
 from rich.progress import Progress as Bars
 
 from rate_bench.tasks import MEAN, ROUGH, Coded, Progress, Task
 
 REFERENCE = "tokens, float32"
-# What encoder_bench.probes calls the row that sees nothing.
-TRIVIAL = "majority class"
 
 # Makes a row of a fold; None where it cannot be, or ModuleNotFoundError where a library lacks.
 Make = Callable[[int, Progress], Coded | None]
