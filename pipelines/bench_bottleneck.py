@@ -1,14 +1,16 @@
 """Compare trained bottlenecks with the transform codec at equal bytes, on training-side images.
 
     python pipelines/bench_bottleneck.py ../shared/data runs/bottleneck runs/hyperprior
+    python pipelines/bench_bottleneck.py ../shared/data runs/bottleneck runs/one@0.15 runs/one@0.5
 
 Photos that were kept out of the bottlenecks' training (and are none of the test pool) are coded
 100 to a chunk, and the bytes of those chunks are counted; a hyperprior's bits are an estimate,
 and marked so. Heads are fitted on decoded embeddings of the photos that were trained on, on the
 mean of an image's tokens, and on mean and roughness. Beside the probe's accuracy stands what
 share of the float embedding's variance a linear map does not find in the decoded one: of tokens,
-and of the whitened mean of an image. The average byte saving is at equal such shares. Writes
-``docs/benchmarks/bottleneck.{json,png}``.
+and of the whitened mean of an image. The average byte saving is at equal such shares, over the
+transform codec and over the first run. Runs whose names differ after ``@`` are rates of one row.
+Writes ``docs/benchmarks/bottleneck.{json,png}``.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from fit_compressors import GAMMA
 from numpy.typing import NDArray
 from rate_bench.tasks import MEAN, ROUGH, pooled_both
 from torch import Tensor
-from train_bottleneck import LADDER, load_network, pieces
+from train_bottleneck import LADDER, SHIPPED, load_network, pieces
 from trunk import WEIGHTS, Targets, features_of, load_parts
 
 from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
@@ -34,6 +36,11 @@ from nec.model import ENCODER, load_model
 BASE = "transform codec"
 SHARES = tuple(WEIGHTS)
 SCALING = "per component"
+
+
+def row_of(run: Path) -> str:
+    """Return the row of a run: runs of single rates share one."""
+    return run.name.partition("@")[0]
 
 
 def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -66,6 +73,30 @@ def average_saving(
     curves = (RateCurve.of((size, -np.log(share)) for size, share in p) for p in (ours, base))
     saving = next(curves).saving_over(next(curves))
     return None if saving is None else round(saving, 4)
+
+
+def savings_over(base: str, name: str, rows: dict[str, list[dict]]) -> dict[str, float | None]:
+    """Return the mean share of bytes that a row saves over another, at equal shares of each kind.
+
+    A row of one rate has no curve.
+    """
+    if len(rows[name]) == 1:
+        return {}
+    return {
+        share: average_saving(
+            *(
+                [(r["bytes_per_image"], r["unexplained"][share]) for r in rows[n]]
+                for n in (name, base)
+            )
+        )
+        for share in SHARES
+    }
+
+
+def part_of(state: dict, name: str) -> dict[str, Tensor]:
+    """Return the weights of a part of what trained."""
+    modules = state["trainer"]["modules"]
+    return {k.removeprefix(f"{name}."): v for k, v in modules.items() if k.startswith(f"{name}.")}
 
 
 def plot(table: dict, out: Path) -> None:
@@ -138,10 +169,10 @@ def main() -> None:
     )
     train, test = np.flatnonzero(~photos.held_out), np.flatnonzero(photos.held_out)
     floats = features_of(end, parts[0].tokens)
-    targets = Targets(network, floats[train])
+    targets = Targets(network, floats[train], SHARES)
     chips = torch.from_numpy(parts[0].chips[:, :3].astype(np.float32))
     chips = torch.cat((chips, torch.full_like(chips, torch.nan)), 1)
-    goals = {k: v for k, v in targets.of(floats, chips).items() if k in SHARES}
+    goals = targets.of(floats, chips)
     # Bands that photos lack teach nothing here.
     goals = {k: v[..., ~v.flatten(0, -2)[0].isnan()] for k, v in goals.items()}
 
@@ -159,67 +190,58 @@ def main() -> None:
     sample = pieces(floats[spread(train)])
     sample += pieces(features_of(end, parts[1].tokens[spread(np.arange(len(parts[1].tokens)))]))
     rows: dict[str, list[dict]] = {}
-    vectors: dict[tuple[str, str, int], NDArray[np.float32]] = {}
+    vectors: dict[tuple[str, str, float], NDArray[np.float32]] = {}
 
-    def add(name: str, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool) -> None:
+    def add(
+        name: str, aim: float, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool
+    ) -> None:
         rows.setdefault(name, []).append(
             {
+                "bytes_per_vector": aim,
                 "bytes_per_image": round(float(size[test].mean()), 3),
                 "estimated": estimated,
                 "unexplained": unexplained(decoded),
             }
         )
         for pooling, vector in pooled_both(decoded.numpy()).items():
-            vectors[pooling, name, len(rows[name]) - 1] = vector
+            vectors[pooling, name, aim] = vector
         print(name, rows[name][-1], flush=True)
 
-    def add_compressors(name: str, features: Tensor, compressors: list[Compressor]) -> None:
-        for compressor in compressors:
+    def add_compressors(name: str, features: Tensor, ladder: dict[float, Compressor]) -> None:
+        for aim, compressor in ladder.items():
             # Images that a head is fitted on share no chunk with those it is tested on.
             decoded, size = torch.empty_like(features), np.empty(len(features))
             for part in (train, test):
                 decoded[part], size[part] = code(compressor, features[part])
-            add(name, decoded, size, estimated=False)
+            add(name, aim, decoded, size, estimated=False)
 
-    basis, fitted = None, []
+    basis, fitted = None, {}
     for size in LADDER:
-        fitted.append(Compressor.fit(sample, bytes_per_vector=size, basis=basis, gamma=GAMMA))
-        basis = fitted[0].basis
+        fitted[size] = Compressor.fit(sample, bytes_per_vector=size, basis=basis, gamma=GAMMA)
+        basis = fitted[size].basis
     add_compressors(BASE, floats, fitted)
     shipped = load_model(args.model).compressors
-    add_compressors("as shipped", floats, list(shipped.values()))
+    add_compressors("as shipped", floats, {SHIPPED[rate]: c for rate, c in shipped.items()})
     training = {}
     for run in args.runs:
         record = json.loads((run / "training.json").read_text())
         state = states[run.name]
         kind, rank = state["recipe"]["kind"], state["recipe"]["rank"]
+        aims = [float(size) for size in state["recipe"]["sizes"].split()]
         own, _ = load_network(args.model)
         last = EncoderEnd(own, blocks=blocks)
-        modules = state["trainer"]["modules"]
-        last.load_state_dict(
-            {k.removeprefix("end."): v for k, v in modules.items() if k.startswith("end.")}
-        )
+        last.load_state_dict(part_of(state, "end"))
         features = features_of(last, parts[0].tokens)
         if kind == "hyperprior":
-            bottleneck = Bottleneck(
-                features.shape[1],
-                len(LADDER),
-                kind=kind,
-                rank=None if rank == "None" else int(rank),
-            )
-            bottleneck.load_state_dict(
-                {
-                    k.removeprefix("bottleneck."): v
-                    for k, v in modules.items()
-                    if k.startswith("bottleneck.")
-                }
-            )
+            bands = None if rank == "None" else int(rank)
+            bottleneck = Bottleneck(features.shape[1], len(aims), kind=kind, rank=bands)
+            bottleneck.load_state_dict(part_of(state, "bottleneck"))
             bottleneck.eval()
-            for rate in range(len(LADDER)):
-                add(run.name, *estimate(bottleneck, features, rate), estimated=True)
+            for rate, aim in enumerate(aims):
+                add(row_of(run), aim, *estimate(bottleneck, features, rate), estimated=True)
         else:
-            ladder = [Compressor.load(run / "ladder" / f"{size}.json") for size in LADDER]
-            add_compressors(run.name, features, ladder)
+            ladder = {a: Compressor.load(run / "ladder" / f"{a}.json") for a in aims}
+            add_compressors(row_of(run), features, ladder)
         training[run.name] = record
 
     trivial: dict[str, dict] = {}
@@ -233,8 +255,8 @@ def main() -> None:
             )
             for k in (8, 16, 32)
         }
-        for at in range(len(LADDER)):
-            here = {n: v for (p, n, i), v in vectors.items() if (p, i) == (pooling, at)}
+        for aim in LADDER:
+            here = {n: v for (p, n, a), v in vectors.items() if (p, a) == (pooling, aim)}
             found = probe(
                 {"float": vector, **here, **{n: v for n, (v, _) in pooled.items()}},
                 photos.labels,
@@ -244,9 +266,8 @@ def main() -> None:
                 heads=("linear",),
             )
             for name in here:
-                rows[name][at].setdefault("accuracy", {})[pooling] = found[name]["linear"][
-                    "accuracy"
-                ]
+                (row,) = (r for r in rows[name] if r["bytes_per_vector"] == aim)
+                row.setdefault("accuracy", {})[pooling] = found[name]["linear"]["accuracy"]
         reference[pooling] = found["float"]["linear"]["accuracy"]
         trivial |= {
             n: {
@@ -261,21 +282,12 @@ def main() -> None:
         for key in ("difference", "no_worse"):
             entry.pop(key, None)
     saving = {
-        name: {
-            share: average_saving(
-                *(
-                    [(r["bytes_per_image"], r["unexplained"][share]) for r in rows[n]]
-                    for n in (name, BASE)
-                )
-            )
-            for share in SHARES
-        }
-        for name in rows
-        if name != BASE
+        base: {name: savings_over(base, name, rows) for name in rows if name != base}
+        for base in (BASE, row_of(args.runs[0]))
     }
     table = {
         "command": "python pipelines/bench_bottleneck.py ../shared/data "
-        + " ".join(run.name for run in args.runs),
+        + " ".join(f"runs/{run.name}" for run in args.runs),
         "photos": {"train": len(train), "test": len(test)},
         "float": reference,
         "rows": rows,

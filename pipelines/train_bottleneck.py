@@ -2,13 +2,16 @@
 
     python pipelines/train_bottleneck.py ../shared/data --steps 150
     python pipelines/train_bottleneck.py ../shared/data --kind hyperprior --run runs/hyperprior
+    python pipelines/train_bottleneck.py ../shared/data --targets pixels --run runs/pixels
+    python pipelines/train_bottleneck.py ../shared/data --sizes 0.5 --steps 60 --run runs/one_rate
 
 The trunk of the encoder stays as it is and its tokens are computed once; the last block, norm,
-head, basis, steps and prior train, for what decoded embeddings tell by linear maps and for few
-bits. One model serves every rate: steps take turns through the rates. Resumes from the run
-folder's checkpoint; the batch of a step depends on its number alone. Bottlenecks whose decoder
-is no network are exported: ``RUN/model`` is a folder for `nec.load_model`. No image of the
-EuroSAT test pool is read, and a fifth of the training images stays out for comparisons.
+head, basis, steps and prior train, for what decoded embeddings tell by linear maps (``--targets``)
+and for few bits. One model serves every rate: steps take turns through the rates. Resumes from the
+run folder's checkpoint; the batch of a step depends on its number alone. Bottlenecks whose decoder
+is no network are exported: ``RUN/ladder`` has a compressor of each rate, and ``RUN/model``, where
+every rate was trained, is a folder for `nec.load_model`. No image of the EuroSAT test pool is
+read, and a fifth of the training images stays out for comparisons.
 """
 
 import argparse
@@ -38,7 +41,15 @@ WARM_UP = 10
 # Chips of each kind that training begins with: for basis and maps, and for steps.
 SAMPLE, FEW = 512, 100
 # Settings that a run is bound to.
-RECIPE = ("kind", "rank", "blocks", "steps", "batch", "peak", "frozen", "photos", "others")
+RECIPE = (
+    *("kind", "rank", "blocks", "sizes", "targets", "steps", "batch", "peak", "frozen"),
+    *("photos", "others"),
+)
+
+
+def told(value: object) -> str:
+    """Say an option as the command line does."""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def load_network(model: Path) -> tuple[VisionTransformer, dict]:
@@ -89,7 +100,7 @@ def make_trainer(
     """Begin with the transform codec of the same sample, and linear maps by least squares."""
     photos, others = (f[r[:SAMPLE]] for f, r in zip(batches.features, batches.rows, strict=True))
     sample = torch.cat((photos, others))
-    targets = Targets(network, batches.features[0][batches.rows[0]])
+    targets = Targets(network, batches.features[0][batches.rows[0]], args.targets)
     chips = [
         torch.from_numpy(p.chips[r[:SAMPLE]])
         for p, r in zip(batches.parts, batches.rows, strict=True)
@@ -102,9 +113,9 @@ def make_trainer(
         Compressor.fit(
             few, bytes_per_vector=size, basis=basis, gamma=GAMMA, block=block
         ).coding.step_values
-        for size in LADDER
+        for size in args.sizes
     ]
-    bottleneck = Bottleneck(network.config.dim, len(LADDER), kind=args.kind, rank=args.rank)
+    bottleneck = Bottleneck(network.config.dim, len(args.sizes), kind=args.kind, rank=args.rank)
     bottleneck.start(sample, basis=basis, steps=np.stack(steps))
     # A cosine prior begins near to its end.
     warmed = warm_up(bottleneck, sample, rounds=25 if args.kind == "transform" else 60)
@@ -112,7 +123,7 @@ def make_trainer(
     sizes = {name: goal.shape[-1] for name, goal in goals.items()}
     distillation = Distillation(network.config.dim, sizes, WEIGHTS)
     distillation.start(sample, goals)
-    bits = tuple(8 * size for size in LADDER)
+    bits = tuple(8 * size for size in args.sizes)
     return Trainer(
         end, bottleneck, distillation, bits=bits, peak=args.peak, precision="bfloat16"
     ), targets
@@ -126,18 +137,26 @@ def pack(
     training: dict,
     sample: list[np.ndarray],
 ) -> None:
-    """Write a model folder: weights of the encoder, compressors of the shipped rates, card."""
+    """Write a compressor of each rate, and a model folder, where all that ship are among them."""
+    compressors = dict(
+        zip(
+            args.sizes,
+            export(bottleneck, sample, bytes_per_vector=args.sizes, gamma=GAMMA),
+            strict=True,
+        )
+    )
+    (args.run / "ladder").mkdir(exist_ok=True)
+    for size, compressor in compressors.items():
+        compressor.save(args.run / "ladder" / f"{size}.json")
+        print(f"{size} B a vector: {compressor.fidelity}", flush=True)
+    if not set(SHIPPED.values()) <= set(args.sizes):
+        return
     out = args.run / "model"
     out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half().contiguous() for k, v in network.state_dict().items()}
     save_file(half, out / ENCODER)
-    compressors = export(bottleneck, sample, bytes_per_vector=LADDER, gamma=GAMMA)
-    (args.run / "ladder").mkdir(exist_ok=True)
-    for size, compressor in zip(LADDER, compressors, strict=True):
-        compressor.save(args.run / "ladder" / f"{size}.json")
-        print(f"{size} B a vector: {compressor.fidelity}", flush=True)
-        for rate in [r for r, s in SHIPPED.items() if s == size]:
-            compressor.save(out / f"{rate}.json")
+    for rate, size in SHIPPED.items():
+        compressors[size].save(out / f"{rate}.json")
     new = card | {
         "name": f"{card['name']}-{args.kind}",
         "weights_sha256": sha256_of(out / ENCODER),
@@ -159,6 +178,12 @@ def main() -> None:
     )
     parser.add_argument("--rank", type=int, help="bands kept; all by default")
     parser.add_argument("--blocks", type=int, default=1, help="last blocks that train")
+    parser.add_argument(
+        "--sizes", type=float, nargs="+", default=list(LADDER), help="bytes a vector of the rates"
+    )
+    parser.add_argument(
+        "--targets", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="of the distortion"
+    )
     parser.add_argument("--frozen", action="store_true", help="train the bottleneck alone")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
@@ -187,7 +212,7 @@ def main() -> None:
     trainer, targets = make_trainer(args, network, end, batches)
     if args.frozen:
         end.freeze()
-    recipe = {k: str(vars(args)[k]) for k in RECIPE}
+    recipe = {k: told(vars(args)[k]) for k in RECIPE}
     first, log, seconds = 0, [], 0.0
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
@@ -218,7 +243,7 @@ def main() -> None:
     print(json.dumps(training), flush=True)
     started = time.perf_counter() - seconds
     last = args.steps if args.stop_after is None else min(args.steps, first + args.stop_after)
-    rates = len(LADDER)
+    rates = len(args.sizes)
     trainer.modules.train()
     for step in range(first, last):
         tokens, features, chips = batches.of(step, rates, args.batch)

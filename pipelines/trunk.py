@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -166,10 +167,20 @@ def features_of(end: EncoderEnd, tokens: NDArray[np.float16]) -> Tensor:
 
 
 class Targets:
-    """What decoded embeddings of chips are to tell; whitened on a sample of float embeddings."""
+    """What decoded embeddings of chips are to tell; whitened on a sample of float embeddings.
 
-    def __init__(self, network: VisionTransformer, sample: Tensor) -> None:
-        self.network = network
+    Parameters
+    ----------
+    network : VisionTransformer
+    sample : Tensor of shape (n, dim, y, x)
+    names : collection of str
+        Those of `WEIGHTS` to give.
+    """
+
+    def __init__(
+        self, network: VisionTransformer, sample: Tensor, names: Collection[str] = tuple(WEIGHTS)
+    ) -> None:
+        self.network, self.names = network, names
         self.whole = whitening(mean_and_roughness(sample))
         self.means = whitening(sample.mean((2, 3)))
 
@@ -177,7 +188,7 @@ class Targets:
         """Return targets of float features (n, dim, y, x) and chips (n, 6, y, x)."""
         whole = _white(mean_and_roughness(features), self.whole)
         patches = self.network.patches(compand(chips.float())).permute(0, 2, 1, 3)
-        return {
+        found = {
             "embedding": features.flatten(2).transpose(1, 2),
             "pooled": whole,
             "mean": _white(features.mean((2, 3)), self.means),
@@ -186,6 +197,7 @@ class Targets:
             "pixels": patch_targets(patches).flatten(2),
             "statistics": patch_statistics(patches).flatten(2),
         }
+        return {name: found[name] for name in self.names}
 
 
 def _white(values: Tensor, whitened: tuple[Tensor, Tensor]) -> Tensor:
