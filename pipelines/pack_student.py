@@ -166,25 +166,41 @@ def command_of(asked: dict[str, str]) -> str:
             options.append(option)
         elif value not in ("None", "False"):
             options.append(f"{option} {value}")
-    begun = Path(asked["weights"])
     return (
-        f"python pipelines/distil_encoder.py ../shared/data runs/{begun.parent.name}/{begun.name} "
+        f"python pipelines/distil_encoder.py ../shared/data {told(asked['weights'])} "
         + " ".join(options)
     )
 
 
+def told(weights: str) -> str:
+    """Return where a stage's first weights are, from the repository."""
+    path = Path(weights)
+    place = "nec/weights" if (path.parent / CARD).exists() else "runs"
+    return f"{place}/{path.parent.name}/{path.name}"
+
+
 def training_of(teacher: Model, run: Path) -> dict[str, Any]:
-    """Return what the card says of the training."""
+    """Return what the card says of the training, after that of a packed model it began with."""
     stages = stages_of(run)
     begun = Path(stages[0]["arguments"]["weights"])
-    return {
-        "teacher": teacher.name,
-        "commands": [command_of(stage["arguments"]) for stage in stages],
+    before: dict[str, Any] = {
+        "commands": [],
         "begun": "the low-rank encoder of `pipelines/lowrank_encoder.py`"
         if begun.name.startswith("lowrank")
         else "a network of its shape by `pipelines/pretrain_encoder.py`",
-        "steps": [stage["step"] for stage in stages],
-        "cpu_hours": round(sum(stage["cpu_hours"] for stage in stages), 2),
+        "steps": [],
+        "cpu_hours": 0.0,
+    }
+    if (begun.parent / CARD).exists():
+        packed = json.loads((begun.parent / CARD).read_text())
+        before = packed["training"]
+        before["commands"].append(packed["compressors"]["command"])
+    return {
+        "teacher": teacher.name,
+        "commands": before["commands"] + [command_of(stage["arguments"]) for stage in stages],
+        "begun": before["begun"],
+        "steps": before["steps"] + [stage["step"] for stage in stages],
+        "cpu_hours": round(before["cpu_hours"] + sum(s["cpu_hours"] for s in stages), 2),
         "seed": 0,
         "data": teacher.card["training"]["data"],
     }

@@ -11,6 +11,8 @@ from nec.heads import SceneClassifier
 
 STRENGTHS = (0.003, 0.03, 0.3, 3.0, 30.0)
 NEIGHBOURS = (5, 10, 20)
+# Parts of the training labels, of which one chooses among the candidates.
+FIFTHS = 5
 # The row that sees nothing.
 TRIVIAL = "majority class"
 SEED = 11
@@ -26,10 +28,11 @@ def probe(
     *,
     reference: str,
     heads: tuple[str, ...] = ("linear", "k-NN"),
+    validations: int = 1,
 ) -> dict[str, dict[str, Any]]:
     """Fit heads to each row on each split; accuracies with paired intervals.
 
-    Hyperparameters are chosen by row on a fifth of the first split's training labels: the
+    Hyperparameters are chosen by row on fifths of the first split's training labels: the
     penalty of the linear probe; the number of neighbours, the metric, and whether vectors are
     standardised first. The predictions of all splits that test an image count.
 
@@ -43,6 +46,9 @@ def probe(
     reference : str
         Row that the others are compared with.
     heads : tuple of {"linear", "k-NN"}
+    validations : int
+        How many of the fifths are held out, in turn: one of a few hundred labels tells the
+        candidates apart by chance.
     """
     classes, truth = np.unique(labels, return_inverse=True)
     tested = np.unique(np.concatenate([test for _, test in splits]))
@@ -54,7 +60,7 @@ def probe(
     for head in heads:
         counts, chosen = {}, {}
         for name, X in rows.items():
-            estimator = _tuned(head, X, truth, splits[0][0])
+            estimator = _tuned(head, X, truth, splits[0][0], validations)
             total = np.zeros((len(names), len(classes), len(classes)), np.float32)
             for train, test in splits:
                 found = estimator.fit(X[train], truth[train]).predict(X[test])
@@ -87,14 +93,20 @@ def _candidates(head: str, count: int) -> list[SceneClassifier]:
 
 
 def _tuned(
-    head: str, X: NDArray[np.float32], truth: NDArray[np.intp], train: NDArray[np.intp]
+    head: str,
+    X: NDArray[np.float32],
+    truth: NDArray[np.intp],
+    train: NDArray[np.intp],
+    validations: int,
 ) -> SceneClassifier:
     order = np.random.default_rng(SEED).permutation(train)
-    validation, fitted = np.split(order, [len(order) // 5])
-    candidates = _candidates(head, len(fitted))
-    scores = [
-        c.fit(X[fitted], truth[fitted]).score(X[validation], truth[validation]) for c in candidates
-    ]
+    candidates = _candidates(head, len(order) - len(order) // FIFTHS)
+    scores = np.zeros(len(candidates))
+    for part in range(validations):
+        held = np.zeros(len(order), bool)
+        held[part * len(order) // FIFTHS : (part + 1) * len(order) // FIFTHS] = True
+        known, asked = order[~held], order[held]
+        scores += [c.fit(X[known], truth[known]).score(X[asked], truth[asked]) for c in candidates]
     return candidates[int(np.argmax(scores))]
 
 

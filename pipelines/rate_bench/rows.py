@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from encoder_bench.probes import TRIVIAL, probe
+from encoder_bench.probes import FIFTHS, TRIVIAL, probe
 from rich.progress import Progress as Bars
 
 from rate_bench.tasks import MEAN, ROUGH, Coded, Progress, Task
@@ -77,7 +77,13 @@ class Rows:
             }
             self.progress(f"probes, {pooling}")
             found = probe(
-                vectors, labels, splits, units, reference=f"{REFERENCE} | ", heads=("linear",)
+                vectors,
+                labels,
+                splits,
+                units,
+                reference=f"{REFERENCE} | ",
+                heads=("linear",),
+                validations=FIFTHS,
             )
             methods: dict[str, list[dict[str, Any]]] = {}
             for (method, setting), coded in named.items():
