@@ -8,8 +8,9 @@ Photos that were kept out of the bottlenecks' training (and are none of the test
 and marked so. Heads are fitted on decoded embeddings of the photos that were trained on, on the
 mean of an image's tokens, and on mean and roughness. Beside the probe's accuracy stands what
 share of the float embedding's variance a linear map does not find in the decoded one: of tokens,
-and of the whitened mean of an image. The average byte saving is at equal such shares, over the
-transform codec and over the first run. Runs whose names differ after ``@`` are rates of one row.
+and of the whitened mean of an image. Differences are from the transform codec of the same falloff
+at the same size; the average byte saving is at equal such shares, over that codec and over the
+first run of that falloff. Runs whose names differ after ``@`` are rates of one row.
 Writes ``docs/benchmarks/bottleneck.{json,png}``.
 """
 
@@ -41,6 +42,11 @@ SCALING = "per component"
 def row_of(run: Path) -> str:
     """Return the row of a run: runs of single rates share one."""
     return run.name.partition("@")[0]
+
+
+def base_of(falloff: float) -> str:
+    """Return the row that bottlenecks of a falloff are compared with."""
+    return BASE if falloff == 1 else f"{BASE}, falloff {falloff:g}"
 
 
 def code(compressor: Compressor, features: Tensor) -> tuple[Tensor, NDArray[np.float64]]:
@@ -215,11 +221,17 @@ def main() -> None:
                 decoded[part], size[part] = code(compressor, features[part])
             add(name, aim, decoded, size, estimated=False)
 
-    basis, fitted = None, {}
-    for size in LADDER:
-        fitted[size] = Compressor.fit(sample, bytes_per_vector=size, basis=basis, gamma=GAMMA)
-        basis = fitted[size].basis
-    add_compressors(BASE, floats, fitted)
+    falloffs = {row_of(run): float(states[run.name]["recipe"]["falloff"]) for run in args.runs}
+    bases = {name: base_of(falloff) for name, falloff in falloffs.items()}
+    basis = None
+    for falloff in sorted({1.0, *falloffs.values()}):
+        fitted = {}
+        for size in LADDER:
+            fitted[size] = Compressor.fit(
+                sample, bytes_per_vector=size, basis=basis, gamma=GAMMA, falloff=falloff
+            )
+            basis = fitted[size].basis
+        add_compressors(base_of(falloff), floats, fitted)
     shipped = load_model(args.model).compressors
     add_compressors("as shipped", floats, {SHIPPED[rate]: c for rate, c in shipped.items()})
     training = {}
@@ -257,17 +269,21 @@ def main() -> None:
         }
         for aim in LADDER:
             here = {n: v for (p, n, a), v in vectors.items() if (p, a) == (pooling, aim)}
-            found = probe(
-                {"float": vector, **here, **{n: v for n, (v, _) in pooled.items()}},
-                photos.labels,
-                [(train, test)],
-                np.arange(len(vector)),
-                reference=BASE,
-                heads=("linear",),
-            )
-            for name in here:
-                (row,) = (r for r in rows[name] if r["bytes_per_vector"] == aim)
-                row.setdefault("accuracy", {})[pooling] = found[name]["linear"]["accuracy"]
+            for base in {n for n in here if n.startswith(BASE)}:
+                own = {n: v for n, v in here.items() if base in (n, bases.get(n, BASE))}
+                found = probe(
+                    {"float": vector, **own, **{n: v for n, (v, _) in pooled.items()}},
+                    photos.labels,
+                    [(train, test)],
+                    np.arange(len(vector)),
+                    reference=base,
+                    heads=("linear",),
+                )
+                for name in own:
+                    if name.startswith(BASE) and name != base:
+                        continue
+                    (row,) = (r for r in rows[name] if r["bytes_per_vector"] == aim)
+                    row.setdefault("accuracy", {})[pooling] = found[name]["linear"]["accuracy"]
         reference[pooling] = found["float"]["linear"]["accuracy"]
         trivial |= {
             n: {
@@ -281,9 +297,14 @@ def main() -> None:
         # Each was paired with the last size alone.
         for key in ("difference", "no_worse"):
             entry.pop(key, None)
+    first = {falloffs[row_of(run)]: row_of(run) for run in reversed(args.runs)}
     saving = {
-        base: {name: savings_over(base, name, rows) for name in rows if name != base}
-        for base in (BASE, row_of(args.runs[0]))
+        name: {
+            other: savings_over(other, name, rows)
+            for other in dict.fromkeys((bases[name], first[falloff]))
+            if other != name
+        }
+        for name, falloff in falloffs.items()
     }
     table = {
         "command": "python pipelines/bench_bottleneck.py ../shared/data "
@@ -292,7 +313,8 @@ def main() -> None:
         "float": reference,
         "rows": rows,
         "trivial": trivial,
-        "bytes_saved_at_equal": saving,
+        "falloffs": falloffs,
+        "bytes_saved_over": saving,
         "training": training,
     }
     args.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")

@@ -42,8 +42,8 @@ WARM_UP = 10
 SAMPLE, FEW = 512, 100
 # Settings that a run is bound to.
 RECIPE = (
-    *("kind", "rank", "blocks", "sizes", "targets", "steps", "batch", "peak", "frozen"),
-    *("photos", "others"),
+    *("kind", "rank", "falloff", "blocks", "sizes", "targets", "steps", "batch", "peak"),
+    *("frozen", "photos", "others"),
 )
 
 
@@ -111,11 +111,18 @@ def make_trainer(
     few = pieces(torch.cat((photos[:FEW], others[:FEW])))
     steps = [
         Compressor.fit(
-            few, bytes_per_vector=size, basis=basis, gamma=GAMMA, block=block
+            few,
+            bytes_per_vector=size,
+            basis=basis,
+            gamma=GAMMA,
+            block=block,
+            falloff=args.falloff,
         ).coding.step_values
         for size in args.sizes
     ]
-    bottleneck = Bottleneck(network.config.dim, len(args.sizes), kind=args.kind, rank=args.rank)
+    bottleneck = Bottleneck(
+        network.config.dim, len(args.sizes), kind=args.kind, rank=args.rank, falloff=args.falloff
+    )
     bottleneck.start(sample, basis=basis, steps=np.stack(steps))
     # A cosine prior begins near to its end.
     warmed = warm_up(bottleneck, sample, rounds=25 if args.kind == "transform" else 60)
@@ -177,6 +184,9 @@ def main() -> None:
         "--kind", choices=("transform", "factorised", "hyperprior"), default="transform"
     )
     parser.add_argument("--rank", type=int, help="bands kept; all by default")
+    parser.add_argument(
+        "--falloff", type=float, default=1.0, help="how much less errors count by octave"
+    )
     parser.add_argument("--blocks", type=int, default=1, help="last blocks that train")
     parser.add_argument(
         "--sizes", type=float, nargs="+", default=list(LADDER), help="bytes a vector of the rates"

@@ -52,6 +52,14 @@ class Bottleneck(nn.Module):
         cannot be exported: its decoder is a network of floats.
     block : int
         Edge of a block of the transform, tokens.
+    falloff : float
+        How many times less an error counts at each finer octave of the transform, see
+        `nec.Compressor.fit`: what is learned is learned for streams that are coded so.
+
+    Raises
+    ------
+    CompressorError
+        If there is no such kind or number of bands, or a falloff without a transform.
 
     References
     ----------
@@ -67,21 +75,28 @@ class Bottleneck(nn.Module):
         rank: int | None = None,
         kind: str = "transform",
         block: int = 64,
+        falloff: float = 1.0,
     ) -> None:
         super().__init__()
         if kind not in KINDS:
             raise CompressorError(f"there is no bottleneck {kind!r}", f"choose among {KINDS}")
+        if falloff != 1 and kind != "transform":
+            raise CompressorError(
+                f"a falloff of {falloff} in a bottleneck {kind!r}, which has no octaves",
+                "take kind 'transform'",
+            )
         bands = dim if rank is None else rank
         if not 0 < bands <= dim:
             raise CompressorError(f"{rank} bands of {dim} features", f"keep 1 to {dim}")
         self.kind, self.block = kind, block if kind == "transform" else 1
+        self.falloff = falloff
         linear = nn.Linear(dim, bands, bias=False)
         # Cayley's map needs no exponential, and takes a basis to start from.
         self.projection = orthogonal(linear, orthogonal_map="cayley")
         self.log_steps = nn.Parameter(torch.zeros(rates, bands))
         self.prior: CosinePrior | FactorisedPrior | HyperPrior
         if kind == "transform":
-            self.prior = CosinePrior(bands, block=block)
+            self.prior = CosinePrior(bands, rates, block=block, falloff=falloff)
         elif kind == "factorised":
             self.prior = FactorisedPrior(bands, rates)
         else:
@@ -118,7 +133,7 @@ class Bottleneck(nn.Module):
         self.projection.weight = torch.from_numpy(exact.T).float().to(features.device)
         self.log_steps.copy_(torch.from_numpy(np.log(steps[:, :bands])))
         if isinstance(self.prior, CosinePrior):
-            self.prior.start(self.analyse(features))
+            self.prior.start(self.analyse(features), self.log_steps.exp())
 
     def analyse(self, features: Tensor) -> Tensor:
         """Return what is rounded of features (n, dim, y, x), in their units: (n, band, y, x)."""

@@ -40,3 +40,9 @@ def frequency_rings(height: int, width: int, block: int) -> Tensor:
     u = np.arange(height)[:, None] * block // height
     v = np.arange(width) * block // width
     return torch.from_numpy(np.searchsorted(np.array(RING_EDGES), u + v).astype(np.int64))
+
+
+def octaves(height: int, width: int) -> Tensor:
+    """Return the codec's octave of each coefficient of a box, 0 for DC, shape (y, x), int64."""
+    highest = np.maximum(np.arange(height)[:, None], np.arange(width))
+    return torch.from_numpy(np.frexp(highest)[1].astype(np.int64))

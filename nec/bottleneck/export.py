@@ -67,6 +67,7 @@ def export(
             scenes=scenes,
             gamma=gamma,
             block=bottleneck.block,
+            falloff=bottleneck.falloff,
         )
         for size, own in zip(bytes_per_vector, steps, strict=True)
     ]

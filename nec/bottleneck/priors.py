@@ -18,13 +18,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nec.bottleneck.cosine import frequency_rings
+from nec.bottleneck.cosine import frequency_rings, octaves
 from nec.bottleneck.entropy_models import load_entropy_models
 from nec.codec.contexts import rings_of
 
 # Smallest scale, in steps: most coefficients are almost surely 0, and almost free.
 SMALLEST_SCALE = 0.02
 LEAST_LIKELY = 1e-9
+# Of magnitudes: fewer are not told from none.
+LEAST_MEAN = 1e-4
+# Rounds of decisions on what the ones before left.
+ROUNDS = 2
 # Weight of the past in running means.
 MOMENTUM = 0.95
 
@@ -134,37 +138,65 @@ class CosinePrior(nn.Module):
 
     Parameters
     ----------
-    bands : int
+    bands, rates : int
     block : int
         Edge of a block, tokens.
-    lagrangian : float
-        Squared error, in steps, that a bit is worth; see `nec.Compressor.fit`.
+    lagrangian, falloff : float
+        Squared error, in steps, that a bit is worth, and how many times more it is at each finer
+        octave; see `nec.Compressor.fit`.
     """
 
     mean: Tensor
 
-    def __init__(self, bands: int, *, block: int = 64, lagrangian: float = 0.12) -> None:
+    def __init__(
+        self,
+        bands: int,
+        rates: int,
+        *,
+        block: int = 64,
+        lagrangian: float = 0.12,
+        falloff: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.block, self.lagrangian = block, lagrangian
-        self.level = nn.Parameter(torch.zeros(bands, rings_of(block)))
+        self.block, self.lagrangian, self.falloff = block, lagrangian, falloff
+        self.level = nn.Parameter(torch.zeros(rates, bands, rings_of(block)))
         # Before the softplus; lower and two sides, one and two bands before.
         self.context = nn.Parameter(torch.full((5, rings_of(block)), -3.0))
         self.register_buffer("mean", torch.zeros(bands))
 
     @torch.no_grad()
-    def start(self, coefficients: Tensor) -> None:
-        """Take levels and means from coefficients (n, band, y, x) of features."""
+    def start(self, coefficients: Tensor, steps: Tensor) -> None:
+        """Take levels and means from coefficients (n, band, y, x) of features.
+
+        Decisions leave less than there is, and less at coarser steps (rate, band).
+        """
         height, width = coefficients.shape[-2:]
         self.mean.copy_(coefficients[..., 0, 0].mean(0) / (height * width) ** 0.5)
-        magnitude = coefficients.abs()
-        magnitude[..., 0, 0] = (coefficients - coefficients.mean(0)).abs()[..., 0, 0]
         rings = frequency_rings(height, width, self.block).to(coefficients.device)
-        everywhere = magnitude.mean((0, 2, 3)).clamp_min(1e-6).log()
-        for ring in range(self.level.shape[1]):
-            inside = rings == ring
-            # What the neighbours tell comes on top of the level.
-            own = magnitude[:, :, inside].mean((0, 2)).clamp_min(1e-6).log() - 0.5
-            self.level[:, ring] = own if inside.any() else everywhere
+        for rate, own in enumerate(steps):
+            values = coefficients / own[:, None, None]
+            residual = values - self._expected(values, own)
+            left = residual.abs()
+            for _ in range(ROUNDS):
+                # Of a Laplacian in steps of 1, by the mean magnitude of what it is rounded to.
+                scale = own[:, None] * 0.5 / (0.5 / self._by_ring(left, rings)).asinh()
+                # What the neighbours tell comes on top of the level.
+                self.level[rate] = scale.log() - 0.5
+                left = self._rounded(residual, own, rate)[0].abs()
+
+    def _by_ring(self, magnitude: Tensor, rings: Tensor) -> Tensor:
+        """Return means of magnitudes (n, band, y, x), by band and ring."""
+        found = magnitude.mean((0, 2, 3))[:, None].repeat(1, self.level.shape[-1])
+        for ring in rings.unique().tolist():
+            found[:, ring] = magnitude[:, :, rings == ring].mean((0, 2))
+        return found.clamp_min(LEAST_MEAN)
+
+    def _expected(self, values: Tensor, steps: Tensor) -> Tensor:
+        """Return what the codec predicts (band, y, x): whole steps of the DC."""
+        height, width = values.shape[-2:]
+        expected = torch.zeros_like(values[0])
+        expected[:, 0, 0] = (self.mean * (height * width) ** 0.5 / steps.detach()).round()
+        return expected
 
     def _contexts(self, magnitude: Tensor) -> Tensor:
         """Return what surrounds each coefficient, shape (5, n, band, y, x)."""
@@ -184,39 +216,50 @@ class CosinePrior(nn.Module):
         ----------
         values : Tensor of shape (n, band, y, x)
         steps : Tensor of shape (band,)
-            Levels are those of features, so that one prior serves every rate.
+            Levels are those of features: they hold while steps move.
         rate : int
-            Of no concern.
         """
-        del rate
-        height, width = values.shape[-2:]
-        root = (height * width) ** 0.5
         if self.training:
             with torch.no_grad():
-                now = (values[..., 0, 0] * steps).mean(0) / root
+                height, width = values.shape[-2:]
+                now = (values[..., 0, 0] * steps).mean(0) / (height * width) ** 0.5
                 self.mean.lerp_(now, 1 - MOMENTUM)
-        # The codec predicts whole steps.
-        expected = torch.zeros_like(values[0])
-        expected[:, 0, 0] = (self.mean * root / steps.detach()).round()
+        expected = self._expected(values, steps)
         residual = values - expected
-        rings = frequency_rings(height, width, self.block).to(values.device)
-        near = self._contexts((residual.detach().abs() + 0.3).floor())
-        weights = F.softplus(self.context)[:, rings]
-        scale = self.level.exp()[:, rings] / steps[:, None, None]
-        scale = SMALLEST_SCALE + scale + (weights[:, None, None] * near).sum(0)
-        with torch.no_grad():
-            hard = self._decide(residual, scale)
+        hard, scale = self._rounded(residual, steps, rate)
         symbols = straight_through(residual, hard)
         return Quantised(symbols + expected, _laplacian_bits(symbols, scale))
 
+    def _rounded(self, residual: Tensor, steps: Tensor, rate: int) -> tuple[Tensor, Tensor]:
+        """Return symbols and their scales; scales have a gradient."""
+        height, width = residual.shape[-2:]
+        rings = frequency_rings(height, width, self.block).to(residual.device)
+        weights = F.softplus(self.context)[:, rings][:, None, None]
+        level = SMALLEST_SCALE + self.level[rate].exp()[:, rings] / steps[:, None, None]
+        hard = residual.detach().sign() * (residual.detach().abs() + 0.3).floor()
+        with torch.no_grad():
+            # What a coefficient is rounded to is what its neighbours see.
+            for _ in range(ROUNDS):
+                scale = level + (weights * self._contexts(hard.abs())).sum(0)
+                hard = self._decide(residual, scale)
+        return hard, level + (weights * self._contexts(hard.abs())).sum(0)
+
     def _decide(self, residual: Tensor, scale: Tensor) -> Tensor:
-        """Round by rate and distortion."""
+        """Round by rate and distortion: to the nearest, one step nearer to zero, or to zero."""
+        height, width = residual.shape[-2:]
+        octave = octaves(height, width).to(residual.device)
+        worth = self.lagrangian * self.falloff**octave
         magnitude = residual.abs()
         nearest = (magnitude + 0.5).floor()
         tail = (-0.5 / scale).exp()
         of_zero = (1 - tail).log2()
         of_one = (tail / 2 * (1 - (-1 / scale).exp())).clamp_min(1e-30).log2()
-        saved = torch.where(nearest == 1, of_zero - of_one, 1.4427 / scale)
-        worse = 2 * (magnitude - nearest) + 1
-        lower = (nearest > 0) & (self.lagrangian * saved > worse)
-        return (nearest - lower.float()) * residual.sign()
+        # Bits that a smaller magnitude saves.
+        a_step = 1.4427 / scale
+        down = torch.where(nearest == 1, of_zero - of_one, a_step)
+        away = of_zero - of_one + (nearest - 1) * a_step
+        lower = 2 * (magnitude - nearest) + 1 - worth * down
+        none = 2 * magnitude * nearest - nearest.square() - worth * away
+        hard = torch.where(lower <= none, nearest - 1, torch.zeros_like(nearest))
+        better = (nearest > 0) & (torch.minimum(lower, none) < 0)
+        return torch.where(better, hard, nearest) * residual.sign()
