@@ -17,6 +17,7 @@ Writes ``docs/benchmarks/bottleneck.{json,png}``.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +38,10 @@ from nec.model import ENCODER, load_model
 BASE = "transform codec"
 SHARES = tuple(WEIGHTS)
 SCALING = "per component"
+# Of the training photos, those that heads learn from; and components of pooled vectors.
+PROBED = 2400
+POOLED = (8, 16, 32)
+TRAINING = "training.json"
 
 
 def row_of(run: Path) -> str:
@@ -120,12 +125,14 @@ def plot(table: dict, out: Path) -> None:
         for ax, share in zip(axes[2:], ("embedding", "mean"), strict=True):
             ax.plot(size, [r["unexplained"][share] for r in rows], label=name, **style)
     for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
-        for name, row in table["trivial"].items():
-            if row["pooling"] == pooling:
-                at = (row["bytes_per_image"], 100 * row["accuracy"]["value"])
-                ax.plot(*at, "k+")
-                ax.annotate(name.partition(" of ")[0], at, fontsize=7, ha="right", va="top")
-        ax.axhline(100 * table["float"][pooling]["value"], color="grey", linewidth=1)
+        for name, row in table["alone"][pooling].items():
+            value = 100 * row["accuracy"]["value"]
+            if row["bytes_per_image"]:
+                ax.plot(row["bytes_per_image"], value, "k+")
+                where = (row["bytes_per_image"], value)
+                ax.annotate(name, where, fontsize=7, ha="right", va="top")
+            elif name == "float":
+                ax.axhline(value, color="grey", linewidth=1)
     titles = (
         "linear probe of the mean, %",
         "linear probe of mean and roughness, %",
@@ -140,29 +147,136 @@ def plot(table: dict, out: Path) -> None:
     figure.savefig(out, dpi=120)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("data", type=Path, help="folder of the development data")
-    parser.add_argument("runs", type=Path, nargs="+", help="run folders of train_bottleneck.py")
-    parser.add_argument("--model", type=Path, default=Path("nec/weights/nec-tiny"))
-    parser.add_argument("--tokens", type=Path, default=Path("runs/trunk"))
-    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
-    parser.add_argument("--photos", type=int, default=100_000)
-    parser.add_argument("--others", type=int, default=1536)
-    parser.add_argument("--sample", type=int, default=800, help="as the bottlenecks' tables had")
-    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/bottleneck"))
-    args = parser.parse_args()
+class Rows:
+    """Decoded embeddings of each row at each size: what is left in them, and what a probe tells.
 
+    Parameters
+    ----------
+    labels : ndarray of shape (n,), str
+    train, test : ndarray of int
+        Photos that heads and maps are fitted on, and that are told of.
+    goals : dict of str to Tensor
+        What decoded embeddings are to tell of each photo.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.str_],
+        train: NDArray[np.intp],
+        test: NDArray[np.intp],
+        goals: dict[str, Tensor],
+    ) -> None:
+        self.labels, self.train, self.test, self.goals = labels, train, test, goals
+        self.rows: dict[str, list[dict]] = {}
+        self._vectors: dict[tuple[str, str, float], NDArray[np.float32]] = {}
+
+    def add(
+        self, name: str, aim: float, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool
+    ) -> None:
+        """Add what is decoded, (n, dim, y, x), at an aim of bytes a vector; and bytes by photo."""
+        row = {
+            "bytes_per_vector": aim,
+            "bytes_per_image": round(float(size[self.test].mean()), 3),
+            "estimated": estimated,
+            "unexplained": self._unexplained(decoded),
+            "accuracy": {},
+        }
+        self.rows.setdefault(name, []).append(row)
+        for pooling, vector in pooled_both(decoded.numpy()).items():
+            self._vectors[pooling, name, aim] = vector
+        print(name, row, flush=True)
+
+    def add_compressors(self, name: str, features: Tensor, ladder: dict[float, Compressor]) -> None:
+        """Add compressors of features (n, dim, y, x)."""
+        for aim, compressor in ladder.items():
+            # Images that a head is fitted on share no chunk with those it is tested on.
+            decoded, size = torch.empty_like(features), np.empty(len(features))
+            for part in (self.train, self.test):
+                decoded[part], size[part] = code(compressor, features[part])
+            self.add(name, aim, decoded, size, estimated=False)
+
+    def _unexplained(self, decoded: Tensor) -> dict[str, float]:
+        sizes = {k: v.shape[-1] for k, v in self.goals.items()}
+        judge = Distillation(decoded.shape[1], sizes, WEIGHTS)
+        judge.start(decoded[self.train], {k: v[self.train] for k, v in self.goals.items()})
+        with torch.no_grad():
+            found = judge(decoded[self.test], {k: v[self.test] for k, v in self.goals.items()})
+        return {k: round(float(found[k]), 5) for k in self.goals}
+
+    def probe(self, bases: dict[str, str]) -> None:
+        """Probe all rows, each paired at its size with the row that `bases` names."""
+        for aim in LADDER:
+            for pooling in (MEAN, ROUGH):
+                here = {n: v for (p, n, a), v in self._vectors.items() if (p, a) == (pooling, aim)}
+                for base in sorted(set(bases.values())):
+                    own = {n: v for n, v in here.items() if bases[n] == base}
+                    found = self.probed(own | {base: here[base]}, base)
+                    for name in own:
+                        (row,) = (r for r in self.rows[name] if r["bytes_per_vector"] == aim)
+                        row["accuracy"][pooling] = found[name]
+
+    def probed(self, vectors: dict[str, NDArray[np.float32]], reference: str) -> dict[str, dict]:
+        """Return accuracies of a linear probe, paired with one of the rows."""
+        known = self.train[:: max(1, len(self.train) // PROBED)]
+        found = probe(
+            vectors,
+            self.labels,
+            [(known, self.test)],
+            np.arange(len(self.labels)),
+            reference=reference,
+            heads=("linear",),
+        )
+        return {name: entry["linear"]["accuracy"] for name, entry in found.items()}
+
+    def pooled(self, floats: Tensor) -> dict[str, dict[str, dict]]:
+        """Return accuracies of float embeddings, and of vectors of images, by pooling."""
+        told = {}
+        for pooling, vector in pooled_both(floats.numpy()).items():
+            components = PrincipalComponents.fit(vector[self.train])
+            sizes = {f"PCA-{k} int8": k for k in POOLED}
+            vectors = {"float": vector} | {
+                name: components.decode(components.numbers(vector, k, SCALING), SCALING)
+                for name, k in sizes.items()
+            }
+            told[pooling] = {
+                name: {"bytes_per_image": sizes.get(name), "accuracy": accuracy}
+                for name, accuracy in self.probed(vectors, "float").items()
+            }
+        return told
+
+
+def learned_row(
+    rows: Rows, run: Path, state: dict[str, Any], model: Path, tokens: NDArray[np.float16]
+) -> None:
+    """Add the rates of a run: its own end of the encoder, and its compressors or estimates."""
+    recipe = state["recipe"]
+    aims = [float(size) for size in recipe["sizes"].split()]
+    end = EncoderEnd(load_network(model)[0], blocks=int(recipe["blocks"]))
+    end.load_state_dict(part_of(state, "end"))
+    features = features_of(end, tokens)
+    if recipe["kind"] != "hyperprior":
+        ladder = {aim: Compressor.load(run / "ladder" / f"{aim}.json") for aim in aims}
+        rows.add_compressors(row_of(run), features, ladder)
+        return
+    bands = None if recipe["rank"] == "None" else int(recipe["rank"])
+    bottleneck = Bottleneck(features.shape[1], len(aims), kind="hyperprior", rank=bands)
+    bottleneck.load_state_dict(part_of(state, "bottleneck"))
+    bottleneck.eval()
+    for rate, aim in enumerate(aims):
+        rows.add(row_of(run), aim, *estimate(bottleneck, features, rate), estimated=True)
+
+
+def main() -> None:
+    args = options()
     states = {
         run.name: torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
         for run in args.runs
     }
     depths = {state["recipe"]["blocks"] for state in states.values()}
     if len(depths) > 1:
-        parser.error(f"runs train {depths} last blocks: compare runs of one depth")
-    blocks = int(depths.pop())
+        raise SystemExit(f"runs train {depths} last blocks: compare runs of one depth")
     network, _ = load_network(args.model)
-    end = EncoderEnd(network, blocks=blocks)
+    end = EncoderEnd(network, blocks=int(depths.pop()))
     photos, *parts = load_parts(
         args.data,
         args.split,
@@ -175,55 +289,20 @@ def main() -> None:
     )
     train, test = np.flatnonzero(~photos.held_out), np.flatnonzero(photos.held_out)
     floats = features_of(end, parts[0].tokens)
-    targets = Targets(network, floats[train], SHARES)
     chips = torch.from_numpy(parts[0].chips[:, :3].astype(np.float32))
     chips = torch.cat((chips, torch.full_like(chips, torch.nan)), 1)
-    goals = targets.of(floats, chips)
+    goals = Targets(network, floats[train], SHARES).of(floats, chips)
     # Bands that photos lack teach nothing here.
     goals = {k: v[..., ~v.flatten(0, -2)[0].isnan()] for k, v in goals.items()}
+    rows = Rows(photos.labels, train, test, goals)
 
-    def unexplained(decoded: Tensor) -> dict[str, float]:
-        sizes = {k: v.shape[-1] for k, v in goals.items()}
-        judge = Distillation(decoded.shape[1], sizes, WEIGHTS)
-        judge.start(decoded[train], {k: v[train] for k, v in goals.items()})
-        with torch.no_grad():
-            found = judge(decoded[test], {k: v[test] for k, v in goals.items()})
-        return {k: round(float(found[k]), 5) for k in goals}
-
-    def spread(rows: NDArray[np.intp]) -> NDArray[np.intp]:
-        return rows[:: max(1, len(rows) // args.sample)]
+    def spread(at: NDArray[np.intp]) -> NDArray[np.intp]:
+        return at[:: max(1, len(at) // args.sample)]
 
     sample = pieces(floats[spread(train)])
     sample += pieces(features_of(end, parts[1].tokens[spread(np.arange(len(parts[1].tokens)))]))
-    rows: dict[str, list[dict]] = {}
-    vectors: dict[tuple[str, str, float], NDArray[np.float32]] = {}
-
-    def add(
-        name: str, aim: float, decoded: Tensor, size: NDArray[np.float64], *, estimated: bool
-    ) -> None:
-        rows.setdefault(name, []).append(
-            {
-                "bytes_per_vector": aim,
-                "bytes_per_image": round(float(size[test].mean()), 3),
-                "estimated": estimated,
-                "unexplained": unexplained(decoded),
-            }
-        )
-        for pooling, vector in pooled_both(decoded.numpy()).items():
-            vectors[pooling, name, aim] = vector
-        print(name, rows[name][-1], flush=True)
-
-    def add_compressors(name: str, features: Tensor, ladder: dict[float, Compressor]) -> None:
-        for aim, compressor in ladder.items():
-            # Images that a head is fitted on share no chunk with those it is tested on.
-            decoded, size = torch.empty_like(features), np.empty(len(features))
-            for part in (train, test):
-                decoded[part], size[part] = code(compressor, features[part])
-            add(name, aim, decoded, size, estimated=False)
-
     falloffs = {row_of(run): float(states[run.name]["recipe"]["falloff"]) for run in args.runs}
-    bases = {name: base_of(falloff) for name, falloff in falloffs.items()}
-    basis = None
+    basis, bases = None, {"as shipped": BASE}
     for falloff in sorted({1.0, *falloffs.values()}):
         fitted = {}
         for size in LADDER:
@@ -231,76 +310,18 @@ def main() -> None:
                 sample, bytes_per_vector=size, basis=basis, gamma=GAMMA, falloff=falloff
             )
             basis = fitted[size].basis
-        add_compressors(base_of(falloff), floats, fitted)
+        rows.add_compressors(base_of(falloff), floats, fitted)
+        bases[base_of(falloff)] = BASE
     shipped = load_model(args.model).compressors
-    add_compressors("as shipped", floats, {SHIPPED[rate]: c for rate, c in shipped.items()})
-    training = {}
+    rows.add_compressors("as shipped", floats, {SHIPPED[rate]: c for rate, c in shipped.items()})
     for run in args.runs:
-        record = json.loads((run / "training.json").read_text())
-        state = states[run.name]
-        kind, rank = state["recipe"]["kind"], state["recipe"]["rank"]
-        aims = [float(size) for size in state["recipe"]["sizes"].split()]
-        own, _ = load_network(args.model)
-        last = EncoderEnd(own, blocks=blocks)
-        last.load_state_dict(part_of(state, "end"))
-        features = features_of(last, parts[0].tokens)
-        if kind == "hyperprior":
-            bands = None if rank == "None" else int(rank)
-            bottleneck = Bottleneck(features.shape[1], len(aims), kind=kind, rank=bands)
-            bottleneck.load_state_dict(part_of(state, "bottleneck"))
-            bottleneck.eval()
-            for rate, aim in enumerate(aims):
-                add(row_of(run), aim, *estimate(bottleneck, features, rate), estimated=True)
-        else:
-            ladder = {a: Compressor.load(run / "ladder" / f"{a}.json") for a in aims}
-            add_compressors(row_of(run), features, ladder)
-        training[run.name] = record
-
-    trivial: dict[str, dict] = {}
-    reference: dict[str, dict] = {}
-    for pooling, vector in pooled_both(floats.numpy()).items():
-        components = PrincipalComponents.fit(vector[train])
-        pooled = {
-            f"PCA-{k} int8 of {pooling}": (
-                components.decode(components.numbers(vector, k, SCALING), SCALING),
-                k,
-            )
-            for k in (8, 16, 32)
-        }
-        for aim in LADDER:
-            here = {n: v for (p, n, a), v in vectors.items() if (p, a) == (pooling, aim)}
-            for base in {n for n in here if n.startswith(BASE)}:
-                own = {n: v for n, v in here.items() if base in (n, bases.get(n, BASE))}
-                found = probe(
-                    {"float": vector, **own, **{n: v for n, (v, _) in pooled.items()}},
-                    photos.labels,
-                    [(train, test)],
-                    np.arange(len(vector)),
-                    reference=base,
-                    heads=("linear",),
-                )
-                for name in own:
-                    if name.startswith(BASE) and name != base:
-                        continue
-                    (row,) = (r for r in rows[name] if r["bytes_per_vector"] == aim)
-                    row.setdefault("accuracy", {})[pooling] = found[name]["linear"]["accuracy"]
-        reference[pooling] = found["float"]["linear"]["accuracy"]
-        trivial |= {
-            n: {
-                "bytes_per_image": size,
-                "pooling": pooling,
-                "accuracy": found[n]["linear"]["accuracy"],
-            }
-            for n, (_, size) in pooled.items()
-        }
-    for entry in (*(t["accuracy"] for t in trivial.values()), *reference.values()):
-        # Each was paired with the last size alone.
-        for key in ("difference", "no_worse"):
-            entry.pop(key, None)
+        learned_row(rows, run, states[run.name], args.model, parts[0].tokens)
+        bases[row_of(run)] = base_of(falloffs[row_of(run)])
+    rows.probe(bases)
     first = {falloffs[row_of(run)]: row_of(run) for run in reversed(args.runs)}
     saving = {
         name: {
-            other: savings_over(other, name, rows)
+            other: savings_over(other, name, rows.rows)
             for other in dict.fromkeys((bases[name], first[falloff]))
             if other != name
         }
@@ -309,17 +330,31 @@ def main() -> None:
     table = {
         "command": "python pipelines/bench_bottleneck.py ../shared/data "
         + " ".join(f"runs/{run.name}" for run in args.runs),
-        "photos": {"train": len(train), "test": len(test)},
-        "float": reference,
-        "rows": rows,
-        "trivial": trivial,
-        "falloffs": falloffs,
+        "photos": {"train": len(train), "probed": PROBED, "test": len(test)},
+        "alone": rows.pooled(floats),
+        "rows": rows.rows,
+        "bases": bases,
         "bytes_saved_over": saving,
-        "training": training,
+        "training": {run.name: json.loads((run / TRAINING).read_text()) for run in args.runs},
     }
     args.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
     plot(table, args.out.with_suffix(".png"))
     print(json.dumps(saving, indent=1))
+
+
+def options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("data", type=Path, help="folder of the development data")
+    parser.add_argument("runs", type=Path, nargs="+", help="run folders of train_bottleneck.py")
+    parser.add_argument("--model", type=Path, default=Path("nec/weights/nec-tiny"))
+    parser.add_argument("--tokens", type=Path, default=Path("runs/trunk"))
+    parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
+    parser.add_argument("--photos", type=int, default=100_000)
+    parser.add_argument("--others", type=int, default=1536)
+    parser.add_argument("--sample", type=int, default=800, help="as the bottlenecks' tables had")
+    parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/bottleneck"))
+    return parser.parse_args()
 
 
 if __name__ == "__main__":
