@@ -2,8 +2,8 @@
 
     python pipelines/write_rates_page.py
 
-Reads ``docs/benchmarks/rate_accuracy.json``, see ``bench_rate_accuracy.py``, and ``neuco.json``,
-see ``bench_neuco.py``.
+Reads ``docs/benchmarks/rate_accuracy.json``, see ``bench_rate_accuracy.py``, ``neuco.json``, see
+``bench_neuco.py``, and ``bottleneck.json``, see ``bench_bottleneck.py``.
 """
 
 import argparse
@@ -123,6 +123,47 @@ def neuco(found: dict[str, Any]) -> str:
         of = (f"{row['tasks'][t]['q']:.1f} ({row['tasks'][t]['mean']:.3f})" for t in tasks)
         rows.append((name, size(row["bytes_per_image"]) if row["bytes_per_image"] else "", *of))
     return table(*rows)
+
+
+def bottleneck(found: dict[str, Any]) -> str:
+    """Return what each part of the learned bottleneck gives, beside the transform codec."""
+    bases, saved = found["bases"], found["bytes_saved_over"]
+    aims = [row["bytes_per_vector"] for row in next(iter(found["rows"].values()))]
+    head = ("run", "trains", "steps, images", "beside", "bytes saved: tokens, mean")
+    rows = [(*head, *(f"at {aim:g} B a token: mean; and roughness" for aim in aims))]
+    for name, points in found["rows"].items():
+        runs = [r for n, r in found["training"].items() if n.partition("@")[0] == name]
+        told = ["", ""]
+        if runs:
+            steps = sum(r["steps_share"] for r in runs), sum(r["images_share"] for r in runs)
+            told = [f"{runs[0]['trained_share']:.1%}", ", ".join(f"{s:.1%}" for s in steps)]
+        at = {row["bytes_per_vector"]: row["accuracy"] for row in points}
+        cells = [
+            "; ".join(_paired(entry, name == bases[name]) for entry in at[aim].values())
+            if aim in at
+            else ""
+            for aim in aims
+        ]
+        others = saved.get(name) or {bases[name]: {}}
+        for number, (other, shares) in enumerate(others.items()):
+            gain = ", ".join(share(shares[k]) or "-" for k in ("embedding", "mean") if shares)
+            first = (name + " (estimated)" * points[0]["estimated"], *told, other, gain, *cells)
+            rows.append(first if number == 0 else ("", "", "", other, gain, *[""] * len(aims)))
+    photos, alone = found["photos"], found["alone"]
+    others = "; ".join(
+        f"{row} {percent(entry['accuracy'])}"
+        for pooling, of in alone.items()
+        for row, entry in ((f"{name} of {pooling}", e) for name, e in of.items())
+    )
+    return (
+        f"{photos['probed']:,} photos to learn from and {photos['test']:,} to test on, all of the "
+        f"training side. Alone, %: {others}.\n\n{table(*rows)}"
+    )
+
+
+def _paired(entry: dict[str, Any], alone: bool) -> str:
+    """Return an accuracy, or its difference from the row it is paired with."""
+    return percent(entry) if alone else percent(entry["difference"], "+")
 
 
 def at_sizes(found: dict[str, Any], pooling: str) -> str:
@@ -262,6 +303,9 @@ def main() -> None:
     text = replace_block(text, "gate", gate(tasks))
     scored = json.loads(args.json.with_name("neuco.json").read_text())
     text = replace_block(text, "neuco", neuco(scored))
+    parts_of = args.json.with_name("bottleneck.json")
+    if parts_of.exists():
+        text = replace_block(text, "bottleneck", bottleneck(json.loads(parts_of.read_text())))
     args.page.write_text(text)
 
 
