@@ -43,6 +43,7 @@ from rate_bench.embeddings import (
 from rate_bench.eyes import Eye, galileo_eye, our_eye
 from rate_bench.figure import draw
 from rate_bench.maps import MAP_TASKS, bench_maps
+from rate_bench.memory import bench_memory
 from rate_bench.pixels import LADDERS, code_pixels
 from rate_bench.rows import REFERENCE, Rows
 from rate_bench.tasks import (
@@ -136,6 +137,13 @@ def add_embeddings(rows: Rows, model: Model, models: list[Path]) -> float:
     for pooling, vectors in both.items():
         add_pooled(rows, f"pooled, {pooling}", vectors, pooling)
     return ms
+
+
+def chunk_of(rows: Rows) -> np.ndarray:
+    """Return the tokens (n, y, x, dim) of a task's first chunk."""
+    task = rows.task
+    tokens = np.load(rows.folder / "tokens.npy", mmap_mode="r")
+    return np.moveaxis(tokens[np.sort(next(task.chunks(task.folds[0])))], 1, -1)
 
 
 def add_ladder(rows: Rows, of: Callable[[int], Embeddings], falloff: float, name: str) -> None:
@@ -329,6 +337,7 @@ def main() -> None:
             "encoder_ms": round(encoder_ms, 2),
             "reference": REFERENCE,
             "views": tables,
+            "memory": bench_memory(task, args.model, chunk_of(rows)),
             "left_out": rows.missing,
             "seconds": round(time.perf_counter() - start, 1),
         }

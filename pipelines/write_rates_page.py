@@ -257,6 +257,16 @@ def section(found: dict[str, Any]) -> str:
             equal_accuracy(found, pooling),
             f"<details><summary>All rows</summary>\n\n{every_row(found, pooling)}\n\n</details>",
         ]
+    if memory := found.get("memory"):
+        head = ("method", "encoding, MB", "decoding, MB")
+        rows = [
+            (n, *(str(m.get(k, "")) for k in ("encode_mb", "decode_mb"))) for n, m in memory.items()
+        ]
+        parts += [
+            "Peak memory beyond what is loaded, of one chunk of tokens or one image of pixels; "
+            "what codes pixels needs the encoder after decoding:",
+            table(head, *rows),
+        ]
     if found["left_out"]:
         parts.append(
             f"Left out for lack of a library or of images: {', '.join(found['left_out'])}."
