@@ -33,8 +33,8 @@ from nec.model import Model, load_model
 from nec.pretrain.augmentation import random_bands, random_view
 from nec.pretrain.distillation import Distillation
 
-# Steps whose views give the deviation of the teacher's components.
-MEASURED = 8
+# Steps whose views give the deviation of the teacher's components, and of its descriptions.
+MEASURED = 24
 
 
 class Views:
@@ -57,10 +57,9 @@ class Views:
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return view, index, scale, self._teacher(view, index, scale).float()
 
-    def deviation(self, basis: Tensor) -> Tensor:
-        """Return the deviation of the teacher's components over the first steps."""
-        rows = [self.of(step)[3].movedim(1, -1).flatten(0, -2) for step in range(MEASURED)]
-        return (torch.cat(rows) @ basis).std(0)
+    def sample(self) -> list[Tensor]:
+        """Return the teacher's embeddings (n, dim, y, x) of the first steps."""
+        return [self.of(step)[3] for step in range(MEASURED)]
 
 
 def student_of(args: argparse.Namespace, teacher: Model) -> VisionTransformer:
@@ -96,7 +95,15 @@ def main() -> None:
     network = student_of(args, teacher).train()
     views = Views(load_imagery(args.data, args.split), teacher.encoder.network, args)
     basis = torch.from_numpy(teacher.basis).float()
-    objective = Distillation(network, basis, views.deviation(basis))
+    sample = views.sample()
+    rows = torch.cat([part.movedim(1, -1).flatten(0, -2) for part in sample])
+    objective = Distillation(
+        network,
+        basis,
+        (rows @ basis).std(0),
+        sample=sample if args.described else None,
+        described_weight=args.described,
+    )
     if is_lowrank(network) and not args.free:
         trainer = encoder_trainer(objective, args)
         course = Course(objective, [trainer.optimizer], args.steps, trainer)
@@ -138,6 +145,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--peak", type=float, default=5e-4, help="peak learning rate")
     parser.add_argument("--core-peak", type=float, default=2e-3, help="the same of cores")
+    parser.add_argument(
+        "--described", type=float, default=0.0, help="weight of mean and roughness, whitened"
+    )
     parser.add_argument("--free", action="store_true", help="train bases as plain matrices")
     parser.add_argument("--cap", type=int, default=25, help="highest rank")
     parser.add_argument("--tau", type=float, default=0.02, help="truncation")

@@ -1,8 +1,11 @@
 """Distillation of embeddings: a smaller network learns to give a trained one's, token by token."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from nec.bottleneck.distillation import mean_and_roughness, whitening
 from nec.encoders.vit import VisionTransformer
 
 
@@ -23,7 +26,14 @@ class Distillation(nn.Module):
         Standard deviation of the teacher's components, in units of the embedding.
     pooled_weight : float
         Weight of the error of the mean over an image's tokens.
+    sample : sequence of Tensor of shape (n, dim, y, x), optional
+        Teacher's embeddings of images, which whiten what `described_weight` weighs.
+    described_weight : float
+        Weight of the error of mean and roughness of an image, whitened: what a linear head with
+        standardised inputs reads, weak directions as well as strong ones.
     """
+
+    described: tuple[Tensor, Tensor] | None
 
     def __init__(
         self,
@@ -32,9 +42,15 @@ class Distillation(nn.Module):
         deviation: Tensor,
         *,
         pooled_weight: float = 1.0,
+        sample: Sequence[Tensor] | None = None,
+        described_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.network, self.pooled_weight = network, pooled_weight
+        self.described_weight = described_weight
+        self.described = None
+        if sample is not None:
+            self.described = whitening(torch.cat([mean_and_roughness(part) for part in sample]))
         # Not part of the state: both follow from the teacher.
         scaled = basis / deviation.clamp(min=1e-3 * float(deviation.max())).sqrt()
         self.register_buffer("scaled", scaled / deviation.sum().sqrt(), persistent=False)
@@ -59,13 +75,20 @@ class Distillation(nn.Module):
         -------
         dict of str to Tensor
             `loss`, and its parts `tokens` and `pooled`, as fractions of the teacher's variance
-            (weighted as above).
+            (weighted as above), and with a sample `described`, of each direction's.
         """
-        error = self.network(view, index, gsd).float() - target.float()
+        found = self.network(view, index, gsd).float()
+        error = found - target.float()
         with torch.autocast(error.device.type, enabled=False):
             tokens = torch.einsum("ndyx,dk->nyxk", error, self.scaled)
         parts = {
             "tokens": tokens.square().sum(-1).mean(),
             "pooled": tokens.mean((1, 2)).square().sum(-1).mean(),
         }
-        return {"loss": parts["tokens"] + self.pooled_weight * parts["pooled"], **parts}
+        loss = parts["tokens"] + self.pooled_weight * parts["pooled"]
+        if self.described is not None:
+            with torch.autocast(error.device.type, enabled=False):
+                apart = mean_and_roughness(found) - mean_and_roughness(target.float())
+                parts["described"] = (apart @ self.described[1]).square().mean()
+            loss = loss + self.described_weight * parts["described"]
+        return {"loss": loss, **parts}
