@@ -48,6 +48,7 @@ def card_text(card: dict[str, Any]) -> str:
         else f"a transformer of width {encoder['width']} and depth {encoder['depth']}"
     )
     near = card["agreement"]
+    described = "--described" in training["commands"][-1].replace("--described 0.0", "")
     commands = "\n".join(training["commands"])
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
@@ -64,7 +65,8 @@ other: they are refused, and are to be fitted to its own embeddings.
 
 - **Data**: {training["data"]}, as of {training["teacher"]}; no labels.
 - **Training**: {" and ".join(map(str, training["steps"]))} steps, {training["cpu_hours"]:.1f}
-  CPU-hours from {training["begun"]} on; squared error to the teacher's tokens and to their mean
+  CPU-hours from {training["begun"]} on; squared error to the teacher's tokens and to their
+  mean{", in the last stage to whitened means and roughnesses too" * described}
   (`nec.pretrain.distillation`). The weights are a running average of the last.
 
 ```sh
@@ -77,8 +79,8 @@ other: they are refused, and are to be fitted to its own embeddings.
 |---|---|---|---|
 {rows}
 
-- **Accuracy of heads**, speed and attacks beside {training["teacher"]}:
-  `docs/benchmarks/distilled_encoder.json`, by `pipelines/bench_lowrank_encoder.py`.
+- **Accuracy of heads** and speed beside {training["teacher"]}, by
+  `pipelines/bench_lowrank_encoder.py`: `docs/benchmarks/shipped_lowrank.json`.
 - **Licence**: {card["licence"]} for the weights; the images' own licences are as of
   {training["teacher"]}.
 - **Limits**: those of {training["teacher"]}; it knows nothing that its teacher does not.
