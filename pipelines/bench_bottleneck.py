@@ -4,8 +4,8 @@
     python pipelines/bench_bottleneck.py ../shared/data runs/bottleneck runs/one@0.15 runs/one@0.5
 
 Photos that were kept out of the bottlenecks' training (and are none of the test pool) are coded
-100 to a chunk, and the bytes of those chunks are counted; a hyperprior's bits are an estimate,
-and marked so. Heads are fitted on decoded embeddings of the photos that were trained on, on the
+100 to a chunk, and the bytes of those chunks are counted; bits of a run that was not exported, as a
+hyperprior's, are an estimate, and marked so. Heads are fitted on decoded embeddings of the photos that were trained on, on the
 mean of an image's tokens, and on mean and roughness. Beside the probe's accuracy stands what
 share of the float embedding's variance a linear map does not find in the decoded one: of tokens,
 and of the whitened mean of an image. Differences are from the transform codec of the same falloff
@@ -254,12 +254,12 @@ def learned_row(
     end = EncoderEnd(load_network(model)[0], blocks=int(recipe["blocks"]))
     end.load_state_dict(part_of(state, "end"))
     features = features_of(end, tokens)
-    if recipe["kind"] != "hyperprior":
+    if (run / "ladder").exists():
         ladder = {aim: Compressor.load(run / "ladder" / f"{aim}.json") for aim in aims}
         rows.add_compressors(row_of(run), features, ladder)
         return
     bands = None if recipe["rank"] == "None" else int(recipe["rank"])
-    bottleneck = Bottleneck(features.shape[1], len(aims), kind="hyperprior", rank=bands)
+    bottleneck = Bottleneck(features.shape[1], len(aims), kind=recipe["kind"], rank=bands)
     bottleneck.load_state_dict(part_of(state, "bottleneck"))
     bottleneck.eval()
     for rate, aim in enumerate(aims):

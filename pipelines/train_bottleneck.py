@@ -194,6 +194,7 @@ def main() -> None:
     parser.add_argument(
         "--targets", nargs="+", choices=WEIGHTS, default=list(WEIGHTS), help="of the distortion"
     )
+    parser.add_argument("--no-export", action="store_true", help="train alone: bits are estimates")
     parser.add_argument("--frozen", action="store_true", help="train the bottleneck alone")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--stop-after", type=int, help="leave after this many steps of this call")
@@ -280,7 +281,7 @@ def main() -> None:
     training["seconds"] = round(time.perf_counter() - started, 1)
     (args.run / "training.json").write_text(json.dumps(training, indent=1) + "\n")
     shutil.rmtree(args.run / "model", ignore_errors=True)
-    if args.kind != "hyperprior":
+    if args.kind != "hyperprior" and not args.no_export:
         # Tables are fitted to what the weights give as they are stored.
         network.load_state_dict({k: v.half().float() for k, v in network.state_dict().items()})
         rows = [r[:: max(1, len(r) // args.sample)] for r in batches.rows]
