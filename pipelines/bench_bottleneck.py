@@ -8,10 +8,10 @@ Photos that were kept out of the bottlenecks' training (and are none of the test
 hyperprior's, are an estimate, and marked so. Heads are fitted on decoded embeddings of the photos
 that were trained on, on the mean of an image's tokens, and on mean and roughness. Beside the
 probe's accuracy stands what share of the float embedding's variance a linear map does not find in
-the decoded one: of tokens, and of the whitened mean of an image. Differences are from the transform codec of the same falloff
-at the same size; the average byte saving is at equal such shares, over that codec and over the
-first run of that falloff. Runs whose names differ after ``@`` are rates of one row.
-Writes ``docs/benchmarks/bottleneck.{json,png}``.
+the decoded one: of tokens, and of the whitened mean of an image. Differences are from the transform
+codec of the same falloff at the same size; the average byte saving is at equal such shares, over
+that codec and over the first run of that falloff. Runs whose names differ after ``@`` are rates of
+one row. Writes ``docs/benchmarks/bottleneck.{json,png}``.
 """
 
 import argparse
