@@ -120,12 +120,17 @@ def bench_eurosat_rgb(
 
 
 def bench_eurosat_multispectral(
-    data: Path, split: Path, make_rows: Rows, *, reference: str = OURS
+    data: Path,
+    split: Path,
+    make_rows: Rows,
+    *,
+    reference: str = OURS,
+    resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
     """Leave blocks of places out: test images of the pool, training images elsewhere."""
     images = eurosat_multispectral(data, split)
     block = place_blocks(images.place)
-    splits = spatial_splits(block, images.pool)
+    splits = spatial_splits(block, images.pool, resamples)
     rows = make_rows(images, ~images.pool)
     return {
         "task": "EuroSAT multispectral, 7 bands, 10 classes; test pool of the split, by blocks of "
@@ -146,11 +151,13 @@ def place_blocks(place: NDArray[np.float64]) -> NDArray[np.intp]:
     return np.unique(keys, axis=0, return_inverse=True)[1].ravel()
 
 
-def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Split]:
+def spatial_splits(
+    block: NDArray[np.intp], pool: NDArray[np.bool_], resamples: int = RESAMPLES
+) -> list[Split]:
     """Deal the blocks into folds, again and again; train outside a fold, test inside it."""
     rng = np.random.default_rng(SEED)
     splits = []
-    for _ in range(RESAMPLES):
+    for _ in range(resamples):
         fold = spatial_folds(block, folds=FOLDS, seed=rng)
         splits += [
             (np.flatnonzero(~pool & (fold != f)), np.flatnonzero(pool & (fold == f)))
@@ -160,13 +167,18 @@ def spatial_splits(block: NDArray[np.intp], pool: NDArray[np.bool_]) -> list[Spl
 
 
 def bench_ucmerced(
-    data: Path, make_rows: Rows, *, reference: str = OURS, halved: bool = False
+    data: Path,
+    make_rows: Rows,
+    *,
+    reference: str = OURS,
+    halved: bool = False,
+    repeats: int = UCM_REPEATS,
 ) -> dict[str, Any]:
     """Cross-validate the few images that are there; with `halved`, at half their size too."""
     images = ucmerced(data)
-    folds = RepeatedStratifiedKFold(
-        n_splits=UCM_FOLDS, n_repeats=UCM_REPEATS, random_state=SEED
-    ).split(images.images, images.labels)
+    folds = RepeatedStratifiedKFold(n_splits=UCM_FOLDS, n_repeats=repeats, random_state=SEED).split(
+        images.images, images.labels
+    )
     splits = list(folds)
     # Filters need no labels; a dictionary of all images favours their row, if anything.
     every = np.ones(len(images.labels), bool)
@@ -179,7 +191,7 @@ def bench_ucmerced(
         "task": f"UC Merced, 21 classes, {UCM_FOLDS}-fold",
         "training_labels": len(splits[0][0]),
         "test_images": len(images.labels),
-        "resamples": UCM_REPEATS,
+        "resamples": repeats,
         "unit": "image",
         "rows": probe(rows, images.labels, splits, units, reference=reference),
     }
