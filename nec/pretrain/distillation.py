@@ -33,7 +33,7 @@ class Distillation(nn.Module):
         standardised inputs reads, weak directions as well as strong ones.
     """
 
-    described: tuple[Tensor, Tensor] | None
+    described: Tensor | None
 
     def __init__(
         self,
@@ -48,12 +48,13 @@ class Distillation(nn.Module):
         super().__init__()
         self.network, self.pooled_weight = network, pooled_weight
         self.described_weight = described_weight
-        self.described = None
+        described = None
         if sample is not None:
-            self.described = whitening(torch.cat([mean_and_roughness(part) for part in sample]))
-        # Not part of the state: both follow from the teacher.
+            _, described = whitening(torch.cat([mean_and_roughness(part) for part in sample]))
+        # Not part of the state: they follow from the teacher.
         scaled = basis / deviation.clamp(min=1e-3 * float(deviation.max())).sqrt()
         self.register_buffer("scaled", scaled / deviation.sum().sqrt(), persistent=False)
+        self.register_buffer("described", described, persistent=False)
 
     def forward(
         self, view: Tensor, index: list[int], gsd: Tensor, target: Tensor
@@ -89,6 +90,6 @@ class Distillation(nn.Module):
         if self.described is not None:
             with torch.autocast(error.device.type, enabled=False):
                 apart = mean_and_roughness(found) - mean_and_roughness(target.float())
-                parts["described"] = (apart @ self.described[1]).square().mean()
+                parts["described"] = (apart @ self.described).square().mean()
             loss = loss + self.described_weight * parts["described"]
         return {"loss": loss, **parts}
