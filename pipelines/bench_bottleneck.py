@@ -83,8 +83,8 @@ def average_saving(
 
     Bytes and shares are interpolated in logarithms, over the range that both reach.
     """
-    curves = (RateCurve.of((size, -np.log(share)) for size, share in p) for p in (ours, base))
-    saving = next(curves).saving_over(next(curves))
+    own, other = (RateCurve.of((size, -np.log(share)) for size, share in p) for p in (ours, base))
+    saving = own.saving_over(other)
     return None if saving is None else round(saving, 4)
 
 
@@ -273,7 +273,13 @@ def learned_row(
         rows.add_compressors(row_of(run), features, ladder)
         return
     bands = None if recipe["rank"] == "None" else int(recipe["rank"])
-    bottleneck = Bottleneck(features.shape[1], len(aims), kind=recipe["kind"], rank=bands)
+    bottleneck = Bottleneck(
+        features.shape[1],
+        len(aims),
+        kind=recipe["kind"],
+        rank=bands,
+        falloff=float(recipe["falloff"]),
+    )
     bottleneck.load_state_dict(part_of(state, "bottleneck"))
     bottleneck.eval()
     for rate, aim in enumerate(aims):
