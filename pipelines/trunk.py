@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from nec.bottleneck import EncoderEnd, mean_and_roughness, whitening
+from nec.bottleneck import EncoderEnd
 from nec.encoders.vit import VisionTransformer, compand
 from nec.model import sha256_of
+from nec.pretrain.description import mean_and_roughness, whitening
 from nec.pretrain.objective import patch_statistics, patch_targets
 
 BATCH = 64

@@ -17,7 +17,6 @@ from nec.bottleneck import (
     EncoderEnd,
     Trainer,
     export,
-    mean_and_roughness,
     warm_up,
 )
 from nec.codec.chunk import encode_chunk, read_coefficients
@@ -28,6 +27,7 @@ from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.errors import CompressorError
 from nec.heads import pooling
+from nec.pretrain.description import mean_and_roughness
 from nec.rotation import rotate
 
 DIM, SIDE = 12, 16

@@ -15,7 +15,7 @@ References
 """
 
 from nec.bottleneck.bottleneck import Bottleneck, Coded
-from nec.bottleneck.distillation import Distillation, mean_and_roughness, whitening
+from nec.bottleneck.distillation import Distillation
 from nec.bottleneck.encoder_end import EncoderEnd
 from nec.bottleneck.export import export
 from nec.bottleneck.training import Trainer, warm_up
@@ -27,7 +27,5 @@ __all__ = [
     "EncoderEnd",
     "Trainer",
     "export",
-    "mean_and_roughness",
     "warm_up",
-    "whitening",
 ]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nec.bottleneck.distillation import mean_and_roughness, whitening
 from nec.encoders.vit import VisionTransformer
+from nec.pretrain.description import mean_and_roughness, whitening
 
 
 class Distillation(nn.Module):
