@@ -30,7 +30,7 @@ from torch import Tensor
 from train_bottleneck import LADDER, SHIPPED, load_network, pieces
 from trunk import WEIGHTS, Targets, features_of, load_parts
 
-from nec.bottleneck import Bottleneck, Distillation, EncoderEnd
+from nec.bottleneck import Bottleneck, EncoderEnd, TargetPrediction
 from nec.compressor import Compressor
 from nec.evaluate import RateCurve
 from nec.model import ENCODER, load_model
@@ -211,7 +211,7 @@ class Rows:
 
     def _unexplained(self, decoded: Tensor) -> dict[str, float]:
         sizes = {k: v.shape[-1] for k, v in self.goals.items()}
-        judge = Distillation(decoded.shape[1], sizes, WEIGHTS)
+        judge = TargetPrediction(decoded.shape[1], sizes, WEIGHTS)
         judge.start(decoded[self.train], {k: v[self.train] for k, v in self.goals.items()})
         with torch.no_grad():
             found = judge(decoded[self.test], {k: v[self.test] for k, v in self.goals.items()})

@@ -28,7 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from trunk import WEIGHTS, Part, Photos, Targets, features_of, load_parts
 
-from nec.bottleneck import Bottleneck, Distillation, EncoderEnd, Trainer, export, warm_up
+from nec.bottleneck import Bottleneck, EncoderEnd, TargetPrediction, Trainer, export, warm_up
 from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
 from nec.model import CARD, ENCODER, RATES, sha256_of
@@ -128,7 +128,7 @@ def make_trainer(
     warmed = warm_up(bottleneck, sample, rounds=25 if args.kind == "transform" else 60)
     print("prior alone, bits a token:", warmed, flush=True)
     sizes = {name: goal.shape[-1] for name, goal in goals.items()}
-    distillation = Distillation(network.config.dim, sizes, WEIGHTS)
+    distillation = TargetPrediction(network.config.dim, sizes, WEIGHTS)
     distillation.start(sample, goals)
     bits = tuple(8 * size for size in args.sizes)
     return Trainer(

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from nec.bottleneck import (
     Bottleneck,
-    Distillation,
     EncoderEnd,
+    TargetPrediction,
     Trainer,
     export,
     warm_up,
@@ -151,7 +151,7 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     targets = {"embedding": vectors, "pooled": mean_and_roughness(embedding)}
     bottleneck = started("transform", embedding, compressors)
     sizes = {k: v.shape[-1] for k, v in targets.items()}
-    distillation = Distillation(DIM, sizes, {"embedding": 1.0, "pooled": 0.5})
+    distillation = TargetPrediction(DIM, sizes, {"embedding": 1.0, "pooled": 0.5})
     distillation.start(embedding, targets)
     with torch.no_grad():
         found = distillation(embedding, targets)

@@ -15,16 +15,16 @@ References
 """
 
 from nec.bottleneck.bottleneck import Bottleneck, Coded
-from nec.bottleneck.distillation import Distillation
 from nec.bottleneck.encoder_end import EncoderEnd
 from nec.bottleneck.export import export
+from nec.bottleneck.prediction import TargetPrediction
 from nec.bottleneck.training import Trainer, warm_up
 
 __all__ = [
     "Bottleneck",
     "Coded",
-    "Distillation",
     "EncoderEnd",
+    "TargetPrediction",
     "Trainer",
     "export",
     "warm_up",

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nec.bottleneck.bottleneck import Bottleneck
-from nec.bottleneck.distillation import Distillation
 from nec.bottleneck.encoder_end import EncoderEnd
+from nec.bottleneck.prediction import TargetPrediction
 from nec.bottleneck.priors import HyperPrior
 
 # How fast the worth of a bit follows a rate that is missed.
@@ -67,7 +67,7 @@ class Trainer:
     ----------
     end : EncoderEnd
     bottleneck : Bottleneck
-    distillation : Distillation
+    distillation : TargetPrediction
     bits : sequence of float
         Bits a token that each rate is to take.
     peak : float
@@ -80,7 +80,7 @@ class Trainer:
         self,
         end: EncoderEnd,
         bottleneck: Bottleneck,
-        distillation: Distillation,
+        distillation: TargetPrediction,
         *,
         bits: tuple[float, ...],
         peak: float = 3e-4,
@@ -132,7 +132,7 @@ class Trainer:
         tokens : Tensor of shape (n, y, x, width)
             Of the encoder's trunk.
         targets : mapping of str to Tensor
-            See `Distillation`.
+            See `TargetPrediction`.
         rate : int
         pace : float
             Fraction of the peak learning rates.

@@ -15,7 +15,7 @@ from nec.pretrain.description import mean_and_roughness
 RIDGE = 1e-3
 
 
-class Distillation(nn.Module):
+class TargetPrediction(nn.Module):
     """Linear predictions of targets from decoded tokens, by image or by token.
 
     Parameters
