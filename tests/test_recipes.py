@@ -103,3 +103,15 @@ def test_bands_come_back_from_a_codec_of_pixels_and_tokens_tell_their_classes():
     assert sums[:, 0].sum() == guess[:, 0].sum() == (truth >= 0).sum()
     assert r2(sums.sum(0)) > 0.9
     assert r2(guess.sum(0)) < 0.1
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
+def test_peak_memory_counts_what_was_freed_and_not_what_was_there():
+    from rate_bench.memory import peak_of
+
+    held = np.ones(25_000_000, np.float32)
+    found, peak = peak_of(lambda: float(np.ones(10_000_000, np.float32).sum()))
+    assert found == 1e7
+    assert 36 < peak < 80  # 40 MB, gone by now; of the 100 MB before nothing
+    _, less = peak_of(lambda: held[:1000].sum())
+    assert less < 5
