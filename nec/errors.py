@@ -54,6 +54,10 @@ class HeadError(NecError, ValueError):
     """A head cannot be fitted on, or applied to, these embeddings."""
 
 
+class TooFewLabelsError(HeadError):
+    """A head cannot be fitted: too few labels are left, or of one class alone."""
+
+
 class EvaluationError(NecError, ValueError):
     """Results cannot be compared or scored as asked."""
 

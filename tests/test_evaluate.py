@@ -145,6 +145,39 @@ def test_transfer_needs_labels_where_the_rule_is_another():
     assert mean.score[0] < mean.score[60] < mean.alone[60]
     with pytest.raises(HeadError, match="region 'north'"):
         transfer_curve(SceneClassifier(), ROWS, labels, regions, target="north")
+    with pytest.raises(HeadError, match="399 regions"):
+        transfer_curve(SceneClassifier(), ROWS, labels, regions[:399], target="east")
+    with pytest.raises(HeadError, match="-3 is negative"):
+        transfer_curve(SceneClassifier(), ROWS, labels, regions, target="east", counts=(-3,))
+
+
+def test_what_touches_a_tested_place_trains_nothing_in_another_region_either():
+    places = np.arange(40.0)[:, None] * [1, 0]
+    regions = np.where(places[:, 0] < 20, "west", "east")
+    groups = np.arange(40) // 6  # the fourth lies in both regions
+    seen = []
+
+    class Seen(Ridge):
+        def fit(self, X, y):
+            seen.append(("fit", X[:, 0]))
+            return super().fit(X, y)
+
+        def score(self, X, y):
+            seen.append(("score", X[:, 0]))
+            return super().score(X, y)
+
+    options = {"target": "east", "counts": (0,), "groups": groups, "places": places}
+    for buffer in (0.0, 1.5):
+        seen.clear()
+        transfer_curve(Seen(), places, places[:, 0], regions, buffer=buffer, **options)
+        for (_, train), (_, test) in zip(seen[::2], seen[1::2], strict=True):
+            assert not set(train // 6) & set(test // 6)
+            assert np.abs(train[:, None] - test).min() >= max(buffer, 1)
+
+
+def test_a_curve_hides_no_wrong_option():
+    with pytest.raises(HeadError, match="method='typo'"):
+        label_curve(SceneClassifier(method="typo"), ROWS, LABELS)
 
 
 def test_dissimilarity_tells_what_a_head_has_not_seen(tmp_path):

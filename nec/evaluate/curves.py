@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.evaluate.samples import RowSamples, Samples, SceneSamples
-from nec.evaluate.splits import spatial_split
+from nec.evaluate.splits import beyond_buffer, spatial_split
 
 if TYPE_CHECKING:
     import pandas as pd  # type: ignore[import-untyped]
@@ -129,17 +129,23 @@ def transfer_curve(
     -------
     pandas.DataFrame
         A row for each fit: ``labels`` (of the target region), ``repeat``, ``score`` with the other
-        regions' labels, and ``alone`` without them (NaN where the head cannot fit them).
+        regions' labels, and ``alone`` without them (NaN where they are too few to fit).
 
     Raises
     ------
     HeadError
-        The target is no region, or it is the only one.
+        The target is no region or the only one, a count is negative, or the lengths differ.
     """
     import pandas as pd
     from sklearn.base import clone
 
+    if wrong := [count for count in counts if count < 0]:
+        raise HeadError(f"count {wrong[0]} is negative", "give numbers of labels, 0 and more")
     samples, of_region = RowSamples(X, y, groups=groups, places=places), np.asarray(regions)
+    if len(of_region) != len(samples.labels):
+        raise HeadError(
+            f"{len(samples.labels)} samples and {len(of_region)} regions", "pass one for each"
+        )
     inside, outside = np.flatnonzero(of_region == target), np.flatnonzero(of_region != target)
     if not inside.size or not outside.size:
         raise HeadError(
@@ -152,14 +158,25 @@ def transfer_curve(
         train, test = spatial_split(
             samples.groups[inside], share=0.5, seed=seed + repeat, places=inner, buffer=buffer
         )
+        tested = inside[test]
         order = np.random.default_rng(seed + repeat).permutation(inside[train])
+        elsewhere = _apart(samples, outside, tested, buffer)
         for count in counts:
             few = order[:count]
-            both = np.concatenate([outside, few])
-            score = _fitted_score(clone(head), samples, both, inside[test])
-            alone = _fitted_score(clone(head), samples, few, inside[test])
+            score = _fitted_score(clone(head), samples, np.concatenate([elsewhere, few]), tested)
+            alone = _fitted_score(clone(head), samples, few, tested)
             found.append((len(few), repeat, score, alone))
     return pd.DataFrame(found, columns=["labels", "repeat", "score", "alone"])
+
+
+def _apart(
+    samples: RowSamples, others: NDArray[np.intp], tested: NDArray[np.intp], buffer: float
+) -> NDArray[np.intp]:
+    """Return those of other samples that share no group with tested ones, and lie far enough."""
+    apart = others[~np.isin(samples.groups[others], samples.groups[tested])]
+    if buffer > 0:
+        apart = apart[beyond_buffer(samples.places, apart, tested, buffer)]
+    return apart
 
 
 def _samples_of(
@@ -192,7 +209,7 @@ def _fitted_score(
         return float("nan")
     try:
         samples.fit(head, train)
-    except HeadError:
+    except TooFewLabelsError:
         return float("nan")
     return samples.score(head, test)
 

@@ -106,13 +106,26 @@ def spatial_split(
     tested = np.isin(group.ravel(), chosen)
     train, test = np.flatnonzero(~tested), np.flatnonzero(tested)
     if buffer > 0:
-        from scipy.spatial import cKDTree
-
-        if places is None:
-            raise HeadError("buffer= needs places=", "pass (n, 2) coordinates")
-        place: NDArray[Any] = np.asarray(places, np.float64)
-        near, _ = cKDTree(place[test]).query(place[train])
-        train = train[near >= buffer]
+        train = train[beyond_buffer(places, train, test, buffer)]
     if not train.size:
         raise HeadError("nothing is left to train on", "use a smaller buffer or share")
     return train, test
+
+
+def beyond_buffer(
+    places: ArrayLike | None, train: NDArray[np.intp], test: NDArray[np.intp], buffer: float
+) -> NDArray[np.bool_]:
+    """Say which of the samples `train` lie no nearer than `buffer` to any of `test`.
+
+    Raises
+    ------
+    HeadError
+        There are no places.
+    """
+    from scipy.spatial import cKDTree
+
+    if places is None:
+        raise HeadError("buffer= needs places=", "pass (n, 2) coordinates")
+    place: NDArray[Any] = np.asarray(places, np.float64)
+    near, _ = cKDTree(place[test]).query(place[train])
+    return np.asarray(near >= buffer)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.cross_fit import cross_fitted
 from nec.heads.estimator import FLOATS, EmbeddingHead, complete_rows, count_of
 from nec.heads.labelled import LabelledScene, RowParts, SceneParts
@@ -374,7 +374,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             errors = np.nan_to_num(np.asarray(standard_error, dtype=np.float64))
         places = None if groups is None else np.asarray(groups)[keep]
         if not keep.any():
-            raise HeadError("no vector has a label", "NaN is no label")
+            raise TooFewLabelsError("no vector has a label", "NaN is no label")
         return RowParts(
             rows[keep],
             np.asarray(values, dtype=np.float64)[keep],

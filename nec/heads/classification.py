@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.estimator import along_samples
 from nec.heads.pooling import POOLINGS
@@ -215,7 +215,7 @@ class SceneClassifier(EmbeddingClassifier):
 
         folds = int(min(5, np.bincount(codes).min()))
         if folds < 2:
-            raise HeadError(
+            raise TooFewLabelsError(
                 "calibrate=True needs two vectors of every class", "give more, or leave it out"
             )
         used = getattr(self, "n_iter_", None)
@@ -231,7 +231,7 @@ class SceneClassifier(EmbeddingClassifier):
     def _plain_rule(self, rows: Rows, codes: NDArray[np.intp], classes: NDArray[Any]) -> Rule:
         if self.method == "knn":
             if len(rows) < self.n_neighbors:
-                raise HeadError(
+                raise TooFewLabelsError(
                     f"n_neighbors={self.n_neighbors} and n_samples = {len(rows)}",
                     "lower n_neighbors or give more labelled vectors",
                 )

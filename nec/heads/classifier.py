@@ -9,7 +9,7 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.estimator import (
     FLOATS,
     EmbeddingHead,
@@ -129,7 +129,9 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
         )
         keep = complete_rows(rows)
         if not keep.any():
-            raise HeadError(f"all {keep.size} vectors hold NaN", "choose an area that has data")
+            raise TooFewLabelsError(
+                f"all {keep.size} vectors hold NaN", "choose an area that has data"
+            )
         if not keep.all():
             logger.warning("%d of %d vectors hold NaN: dropped", (~keep).sum(), keep.size)
         keep &= is_label(labels, self._ignored())
@@ -140,7 +142,7 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
             check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(rows) < 2 or classes.size < 2:
-            raise HeadError(
+            raise TooFewLabelsError(
                 f"{len(rows)} labelled vectors of {classes.size} class(es): "
                 f"{classes.tolist()} (n_samples = {len(rows)})",
                 "give two classes at least, with vectors that are not missing",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.estimator import complete_rows
 from nec.heads.labelled import Part, RowParts, SceneParts
 from nec.heads.ridge import Sums
@@ -85,7 +85,7 @@ def cross_fitted(
         Too few labels or folds, negative or infinite labels, everything missing.
     """
     if parts.count < 2 or parts.folds < 2:
-        raise HeadError(
+        raise TooFewLabelsError(
             f"too few labels: {parts.count} in {parts.folds} block(s) (n_samples = {parts.count})",
             "give two labels at least, in different places",
         )
@@ -103,7 +103,7 @@ def cross_fitted(
         logger.warning("%d of %d labelled vectors hold NaN: left out", lost, parts.count)
     filled = [s.weight > 0 for s in sums]
     if count < 2 or sum(filled) < 2:
-        raise HeadError(
+        raise TooFewLabelsError(
             f"of {parts.count} labelled vectors {lost} hold NaN, too few are left "
             f"(n_samples = {count})",
             "choose an area that has data",

@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.estimator import FLOATS, EmbeddingHead, complete_rows, count_of
 from nec.heads.maps import georeferenced
 from nec.heads.rules import Rows
@@ -84,7 +84,7 @@ class DissimilarityIndex(EmbeddingHead):
         count = int(names.max()) + 1 if len(rows) else 0
         folds = min(self.folds, count)
         if folds < 2:
-            raise HeadError(
+            raise TooFewLabelsError(
                 f"{len(rows)} vectors in {count} place(s) (n_samples = {len(rows)})",
                 "give two at least, in different places",
             )

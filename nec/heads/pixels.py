@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import nn
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.decoders import PHASE, make_decoder, margin_of, tile_of
 from nec.heads.labels import LabelRaster
 from nec.heads.maps import MISSING, described, georeferenced
@@ -213,7 +213,9 @@ def labelled_windows(
         if valid.any():
             read.append((tokens, values, valid))
     if not read:
-        raise HeadError("no pixel has both a label and data", "check the labels and ignore_index")
+        raise TooFewLabelsError(
+            "no pixel has both a label and data", "check the labels and ignore_index"
+        )
     classes = np.unique(np.concatenate([values[valid] for _, values, valid in read]))
     windows = []
     for tokens, values, valid in read:

@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from sklearn.utils.validation import check_is_fitted
 
-from nec.errors import HeadError
+from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.rules import LinearRule, Rows, Rule
 from nec.heads.terratorch_decoders import check_decoder, installed_version
@@ -248,7 +248,9 @@ class Segmenter(EmbeddingClassifier):
             seed=self.random_state,
         )
         if classes.size < 2:
-            raise HeadError(f"labels of 1 class: {classes.tolist()}", "give two classes at least")
+            raise TooFewLabelsError(
+                f"labels of 1 class: {classes.tolist()}", "give two classes at least"
+            )
         self.n_features_in_ = labelled[0].embedding.sizes["band"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
@@ -359,7 +361,7 @@ class Segmenter(EmbeddingClassifier):
         # A scene without labels is no error among others.
         parts = [part for part in parts if len(part[1])]
         if not parts:
-            raise HeadError(
+            raise TooFewLabelsError(
                 "no token has a label", f"check the labels and ignore_index={self.ignore_index!r}"
             )
         return (
