@@ -1,5 +1,6 @@
 """Linear and nearest-neighbour probes over resamples of the training labels."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,9 +33,10 @@ def probe(
 ) -> dict[str, dict[str, Any]]:
     """Fit heads to each row on each split; accuracies with paired intervals.
 
-    Hyperparameters are chosen by row on fifths of the first split's training labels: the
-    penalty of the linear probe; the number of neighbours, the metric, and whether vectors are
-    standardised first. The predictions of all splits that test an image count.
+    Hyperparameters are chosen by row on fifths of the training labels: the penalty of the linear
+    probe; the number of neighbours, the metric, and whether vectors are standardised first. They
+    are chosen once where no unit that trains is tested in any split, and for each split where one
+    is. The predictions of all splits that test an image count.
 
     Parameters
     ----------
@@ -56,17 +58,21 @@ def probe(
     place = np.full(len(labels), -1)
     place[tested] = unit
     shape = (len(names), len(classes))
+    crossed = any(np.isin(units[train], names).any() for train, _ in splits)
     table: dict[str, dict[str, Any]] = {}
     for head in heads:
         counts, chosen = {}, {}
         for name, X in rows.items():
-            estimator = _tuned(head, X, truth, splits[0][0], validations)
+            said: list[dict[str, Any]] = []
             total = np.zeros((len(names), len(classes), len(classes)), np.float32)
             for train, test in splits:
+                if crossed or not said:
+                    estimator = _tuned(head, X, truth, train, validations)
+                    said.append(_said(estimator))
                 found = estimator.fit(X[train], truth[train]).predict(X[test])
                 total += confusions(truth[test], found, place[test], shape)
             counts[name] = total
-            chosen[name] = _said(estimator)
+            chosen[name] = _counted(said) if crossed else said[0]
         if head == "linear":
             total = np.zeros_like(next(iter(counts.values())))
             for train, test in splits:
@@ -119,3 +125,9 @@ def _said(estimator: SceneClassifier) -> dict[str, Any]:
         "metric": estimator.metric,
         "standardised": estimator.standardize,
     }
+
+
+def _counted(said: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what was chosen, the most frequent first, and on how many splits."""
+    times = Counter(tuple(choice.items()) for choice in said)
+    return [{**dict(choice), "splits": count} for choice, count in times.most_common()]
