@@ -1,4 +1,4 @@
-"""Run the parts of a benchmark, and keep with them what they were measured on."""
+"""Run the parts of a benchmark, and keep with each what it was measured on."""
 
 import json
 import os
@@ -55,18 +55,22 @@ def run_parts(
     about_all: dict[str, Any] = {
         "weights_sha256": weights,
         **(about or {}),
+        "intervals": INTERVALS,
+    }
+    here = {
         "versions": {"python": platform.python_version()} | {p: version(p) for p in packages},
         "cores": os.cpu_count(),
-        "intervals": INTERVALS,
     }
     measured: dict[str, dict[str, Any]] = {}
     for part in wanted:
         start = time.perf_counter()
         found = jobs[part]()
-        measured[part] = found | {"seconds": round(time.perf_counter() - start, 1)}
+        measured[part] = found | {"seconds": round(time.perf_counter() - start, 1)} | here
         # Another call may have written parts of its own meanwhile.
         results = about_all | _kept(target, jobs, weights) | measured
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        unfinished = target.with_name(f"{target.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(results, indent=1) + "\n")
+        unfinished.replace(target)
         show(part, measured[part])
     return about_all | _kept(target, jobs, weights) | measured
 
@@ -76,4 +80,6 @@ def _kept(target: Path, jobs: Iterable[str], weights: Any) -> dict[str, Any]:
     before = json.loads(target.read_text()) if target.exists() else {}
     if before.get("weights_sha256") != weights:
         return {}
-    return {part: before[part] for part in jobs if part in before}
+    # Files of before had one account of where all parts were measured.
+    there = {key: before[key] for key in ("versions", "cores") if key in before}
+    return {part: there | before[part] for part in jobs if part in before}

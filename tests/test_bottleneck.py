@@ -143,7 +143,7 @@ def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, T
     network = VisionTransformer(config)
     end = EncoderEnd(network)
     chips = torch.nn.functional.interpolate(features[:, :3], scale_factor=4.0).sigmoid()
-    tokens = end.trunk(network, chips, [0, 1, 2], torch.full((len(chips),), 10.0)).clone()
+    tokens = end.trunk(network, chips, [0, 1, 2], torch.full((len(chips),), 10.0))
     whole = network(chips, [0, 1, 2], torch.full((len(chips),), 10.0))
     embedding = end(tokens).detach()
     assert (embedding - whole).abs().max() < 1e-4

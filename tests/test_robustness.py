@@ -29,6 +29,7 @@ from nec.robustness import (
     embedding_shift,
     evaluate,
     gradient_norm,
+    linearization_error,
     masking_report,
     minimal_perturbation,
     plot_reports,
@@ -307,6 +308,10 @@ def test_embedding_shift_is_relative_to_the_distance_between_images() -> None:
     one = embedding_shift(embed, x, epsilon=0.3, where=where)
     changed = (one.x != x).any(1).any(0)
     assert torch.equal(changed, where)
+    # What it has to beat is noise of the same budget on the same pixels, in either norm.
+    for norm in ("linf", "l2"):
+        one = embedding_shift(embed, x, epsilon=0.05, norm=norm, low=-1, high=2, where=where)
+        assert (one.shift / one.noise).median() < 5
     with pytest.raises(RobustnessError, match="look the same"):
         embedding_shift(lambda x: 0 * embed(x) + 1, x, epsilon=0.1)
     with pytest.raises(RobustnessError, match="one vector"):
@@ -415,6 +420,12 @@ def test_what_an_attack_cannot_take(task: Task, change: Any, message: str) -> No
             attack(model, x, y)
     with pytest.raises(RobustnessError, match=message):
         masking_report(model, x, y, epsilon=0.1, compare=False)
+
+
+def test_what_a_measure_cannot_be(task: Task) -> None:
+    for change, message in (({"norm": "Linf"}, "norm is"), ({"perturbations": 0}, "perturbations")):
+        with pytest.raises(RobustnessError, match=message):
+            linearization_error(*task, **{"epsilon": 0.1} | change)
 
 
 def test_models_that_are_none(task: Task) -> None:

@@ -41,7 +41,7 @@ class EncoderEnd(nn.Module):
             x = block(x, *angles)
         return self.head(self.norm(x)).transpose(1, 2).unflatten(2, (rows, columns))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def trunk(
         self, network: VisionTransformer, chips: Tensor, index: list[int], gsd: Tensor
     ) -> Tensor:

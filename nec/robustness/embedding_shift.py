@@ -18,8 +18,8 @@ from nec.robustness.attacks.attack import (
     Norm,
     check_images,
     check_threat,
+    inside,
     per_image,
-    project,
     random_like,
     steepest,
 )
@@ -220,12 +220,12 @@ class _Climb:
 
     def start(self, x: Tensor, generator: torch.Generator) -> Tensor:
         """Return a random point of the ball, within the valid range."""
-        noise = random_like(x, self.norm, generator) * self.free
+        noise = random_like(x, self.norm, generator, free=self.free)
         return self._inside(x, x + self.epsilon * noise)
 
     def _inside(self, x: Tensor, point: Tensor) -> Tensor:
         budget = torch.full((len(x),), self.epsilon, dtype=x.dtype, device=x.device)
-        return (x + project(point - x, self.norm, budget)).clamp(self.low, self.high)
+        return inside(x, point, budget, norm=self.norm, low=self.low, high=self.high)
 
     def _slope(self, point: Tensor, clean: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():

@@ -24,8 +24,8 @@ from nec.robustness.attacks.attack import (
     Objective,
     check_labels,
     check_threat,
+    inside,
     logits_of,
-    project,
     random_like,
     slope_at,
     steepest,
@@ -140,8 +140,16 @@ def linearization_error(
     Returns
     -------
     Tensor of shape (n,)
+
+    Raises
+    ------
+    RobustnessError
+        A budget below zero, an unknown norm, no perturbation.
     """
     check_labels(x, y)
+    check_threat(epsilon, norm, 0.0, 1.0)
+    if perturbations < 1:
+        raise RobustnessError(f"perturbations is {perturbations}", "draw at least one an image")
     generator = generator or torch.Generator().manual_seed(0)
     parts = []
     for i in range(0, len(x), chunk):
@@ -206,7 +214,7 @@ def pgd_collinearity(
         total = torch.zeros(len(here), dtype=here.dtype, device=here.device)
         for _ in range(steps - 1):
             ahead = point + epsilon / 16 * step
-            point = (here + project(ahead - here, norm, budget)).clamp(low, high)
+            point = inside(here, ahead, budget, norm=norm, low=low, high=high)
             step = steepest(_gradient(model, point, answer), norm)
             total = total + _cosine(first, step)
         parts.append(total / (steps - 1))

@@ -50,13 +50,15 @@ def bench_attacks(
     for row, network in networks.items():
         embed = scene_embedding(network.eval(), bands=RGB, gsd=images.gsd)
         model = _probe(embed, images, train, truth)
+        with torch.no_grad():
+            clean = model(x).argmax(1).numpy()
         for name, attack in attacks.items():
             outcome = evaluate(model, x, y, attack)
-            found = model(outcome.x).argmax(1).numpy()
+            # What was wrong before stays wrong, whatever an attack makes of it.
+            found = np.where(outcome.clean.numpy(), model(outcome.x).argmax(1).numpy(), clean)
             counts.setdefault(name, {})[row] = confusions(
                 y.numpy(), found, np.arange(len(test)), shape
             )
-        clean = model(x).argmax(1).numpy()
         counts["clean"][row] = confusions(y.numpy(), clean, np.arange(len(test)), shape)
         moved = embedding_shift(embed, x, epsilon=BUDGETS[-1] / 255, steps=STEPS, chunk=CHUNK)
         shifts[row] = {

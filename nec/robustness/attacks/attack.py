@@ -143,11 +143,18 @@ class Attack(ABC):
         return epsilon.to(x)
 
     def _inside(self, x: Tensor, point: Tensor, budget: Tensor) -> Tensor:
-        """Bring points into the ball around `x`, then into the valid range.
+        """Bring points into the ball around `x` and the valid range; see `inside`."""
+        return inside(x, point, budget, norm=self.norm, low=self.low, high=self.high)
 
-        Clipping brings every pixel nearer to `x`, which lies in the range: the ball is kept.
-        """
-        return (x + project(point - x, self.norm, budget)).clamp(self.low, self.high)
+
+def inside(
+    x: Tensor, point: Tensor, budget: Tensor, *, norm: Norm, low: float, high: float
+) -> Tensor:
+    """Bring points into the balls of radius `budget` (n,) around `x`, then into the valid range.
+
+    Clipping brings every pixel nearer to `x`, which lies in the range: the ball is kept.
+    """
+    return (x + project(point - x, norm, budget)).clamp(low, high)
 
 
 def check_threat(epsilon: float, norm: str, low: float, high: float) -> None:
@@ -245,15 +252,22 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     return scaled / per_image(lengths(scaled, "l2").clamp_min(tiny), gradient)
 
 
-def random_like(x: Tensor, norm: Norm, generator: torch.Generator) -> Tensor:
-    """Return perturbations of the shape of `x`, uniform in the unit ball."""
+def random_like(
+    x: Tensor, norm: Norm, generator: torch.Generator, *, free: Tensor | None = None
+) -> Tensor:
+    """Return perturbations of the shape of `x`, uniform in the unit ball.
+
+    With `free`, 1 where entries may change and 0 elsewhere (broadcast over `x`), in that of these.
+    """
+    free = torch.ones_like(x) if free is None else free.to(x).expand_as(x)
     if norm == "linf":
-        return 2 * uniform(x.shape, x, generator) - 1
+        return (2 * uniform(x.shape, x, generator) - 1) * free
     direction = torch.randn(
         x.shape, generator=generator, device=generator.device, dtype=x.dtype
     ).to(x.device)
-    radius = uniform((len(x),), x, generator) ** (1 / x[0].numel())
-    return steepest(direction, norm) * per_image(radius, x)
+    entries = free.flatten(1).sum(1).clamp_min(1)
+    radius = uniform((len(x),), x, generator) ** (1 / entries)
+    return steepest(direction * free, norm) * per_image(radius, x)
 
 
 def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
