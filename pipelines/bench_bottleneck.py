@@ -33,7 +33,7 @@ from trunk import WEIGHTS, Targets, features_of, load_parts
 from nec.bottleneck import Bottleneck, EncoderEnd, TargetPrediction
 from nec.compressor import Compressor
 from nec.evaluate import RateCurve
-from nec.model import ENCODER, load_model
+from nec.model import ENCODER, load_model, sha256_of
 
 BASE = "transform codec"
 SHARES = tuple(WEIGHTS)
@@ -292,6 +292,7 @@ def main() -> None:
         run.name: torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
         for run in args.runs
     }
+    check_runs(states, args)
     depths = {state["recipe"]["blocks"] for state in states.values()}
     if len(depths) > 1:
         raise SystemExit(f"runs train {depths} last blocks: compare runs of one depth")
@@ -362,6 +363,17 @@ def main() -> None:
     args.out.with_suffix(".json").write_text(json.dumps(table, indent=1) + "\n")
     plot(table, args.out.with_suffix(".png"))
     print(json.dumps(saving, indent=1))
+
+
+def check_runs(states: dict[str, Any], args: argparse.Namespace) -> None:
+    """Refuse runs that are not done, or that are of another encoder; SystemExit says which."""
+    weights = sha256_of(args.model / ENCODER)
+    for run in args.runs:
+        state = states[run.name]
+        if state["step"] < int(state["recipe"]["steps"]) or not (run / TRAINING).exists():
+            raise SystemExit(f"{run} is at step {state['step']}: run its command to the end")
+        if state.get("weights_sha256", weights) != weights:
+            raise SystemExit(f"{run} is of another encoder than {args.model}: give its --model")
 
 
 def options() -> argparse.Namespace:

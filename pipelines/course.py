@@ -27,7 +27,8 @@ Losses = dict[str, Tensor]
 
 def learning_rate(step: int, steps: int, cooldown: int) -> float:
     """Fraction of the peak: linear warm-up, constant, linear to zero in the last steps."""
-    return min(1.0, (step + 1) / min(WARM_UP, steps // 3), (steps - step) / max(cooldown, 1))
+    warm_up = max(1, min(WARM_UP, steps // 3))
+    return min(1.0, (step + 1) / warm_up, (steps - step) / max(cooldown, 1))
 
 
 @dataclass
@@ -169,15 +170,24 @@ class Course:
         device = next(self.objective.parameters()).device
         state = torch.load(checkpoint, map_location=device, weights_only=True)
         self.objective.load_state_dict(state["objective"])
+        peaks = [[group["peak"] for group in o.param_groups] for o in self.optimizers]
         for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(kept)
         if self.trainer is not None:
             self.trainer.load_state_dict(state["trainer"])
-        if state["average"] is not None:
-            self._begin_average()
-            self.average.load_state_dict(state["average"])
+        # What this call asks for, and not the call before.
+        for optimizer, own in zip(self.optimizers, peaks, strict=True):
+            for group, peak in zip(optimizer.param_groups, own, strict=True):
+                group["peak"] = peak
         told = ("step", "log", "cpu_hours", "stages")
         self.step, self.log, self.cpu_hours, self.stages = (state[k] for k in told)
+        # A run that is to go on further moves its bases again: the average begins anew.
+        moving = self.trainer is not None and self.step <= self.settled
+        if moving:
+            self.average = None
+        elif state["average"] is not None:
+            self._begin_average()
+            self.average.load_state_dict(state["average"])
         print(f"resumed at step {self.step}", flush=True)
 
     def _save(self, checkpoint: Path) -> None:

@@ -4,8 +4,8 @@
 
 The run is one of ``distil_encoder.py``. The basis is the student's own, so heads of its teacher
 refuse its embeddings: a probe loses many points between the two (docs/robustness.md). All is
-fitted to embeddings of the same training images as nec-tiny's, a fifth of which is held out and
-states the fidelity, and how near the student comes to its teacher.
+fitted to embeddings of the same training images as nec-tiny's; what is held out of them states the
+fidelity, and how near the student comes to its teacher.
 """
 
 import argparse
@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from fit_compressors import GAMMA, RATES, sample_features
+from fit_compressors import fit_rates, held_out, sample_features
 from safetensors.torch import load_file, save_file
 
-from nec.compressor import Compressor
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig, VisionTransformerEncoder
 from nec.lowrank import deploy, load_lowrank
 from nec.model import CARD, ENCODER, Model, load_model, sha256_of
@@ -48,7 +47,9 @@ def card_text(card: dict[str, Any]) -> str:
         else f"a transformer of width {encoder['width']} and depth {encoder['depth']}"
     )
     near = card["agreement"]
-    described = "--described" in training["commands"][-1].replace("--described 0.0", "")
+    described = [i for i, asked in enumerate(training["described"], 1) if asked]
+    stages = " and ".join(map(str, described))
+    beside = f", in stage {stages} also to whitened means and roughnesses" if described else ""
     commands = "\n".join(training["commands"])
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
@@ -64,9 +65,9 @@ the two is {near["cosine_mean"]:.3f} (1 % of tokens below {near["cosine_p01"]:.3
 other: they are refused, and are to be fitted to its own embeddings.
 
 - **Data**: {training["data"]}, as of {training["teacher"]}; no labels.
-- **Training**: {" and ".join(map(str, training["steps"]))} steps, {training["cpu_hours"]:.1f}
-  CPU-hours from {training["begun"]} on; squared error to the teacher's tokens and to their
-  mean{", in the last stage to whitened means and roughnesses too" * described}
+- **Training**: stages of {", ".join(map(str, training["steps"]))} steps,
+  {training["cpu_hours"]:.1f} CPU-hours from {training["begun"]} on; squared error to
+  the teacher's tokens and to their mean{beside}
   (`nec.pretrain.distillation`). The weights are a running average of the last.
 
 ```sh
@@ -102,7 +103,9 @@ def main() -> None:
     config = teacher.encoder.network.config
     if not low_rank:
         width = int(asked["width"])
-        config = VisionTransformerConfig(width=width, depth=int(asked["depth"]), heads=width // 64)
+        config = VisionTransformerConfig(
+            width=width, depth=int(asked["depth"]), heads=max(1, width // 64)
+        )
     args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in load_file(weights).items()}
     save_file(half, args.out / ENCODER)
@@ -111,18 +114,12 @@ def main() -> None:
         deploy(network)
     encoder = VisionTransformerEncoder(args.out.name, network, precision="bfloat16")
 
-    pieces, theirs = (
+    (pieces, places), (theirs, _) = (
         sample_features(e, args.data, args.split, count=args.count)
         for e in (encoder, teacher.encoder)
     )
-    basis, fidelity = None, {}
-    fitted = [p for i, p in enumerate(pieces) if i % 5]
-    for rate, options in RATES.items():
-        compressor = Compressor.fit(fitted, **options, basis=basis, gamma=GAMMA)
-        basis = compressor.basis
-        compressor.save(args.out / f"{rate}.json")
-        fidelity[rate] = compressor.measure(pieces[::5]).to_dict()
-        print(rate, "held out", fidelity[rate], flush=True)
+    fidelity = fit_rates(pieces, places, args.out)
+    _, held = held_out(places)
     card = {
         "name": args.out.name,
         "encoder": config.to_dict(),
@@ -131,7 +128,7 @@ def main() -> None:
         "weights_sha256": sha256_of(args.out / ENCODER),
         "licence": "Apache-2.0",
         "training": training_of(teacher, args.run),
-        "agreement": agreement(pieces[::5], theirs[::5]),
+        "agreement": agreement([pieces[i] for i in held], [theirs[i] for i in held]),
         "compressors": {
             "command": f"python pipelines/pack_student.py runs/{args.run.name} ../shared/data "
             f"--out nec/weights/{args.out.name}",
@@ -191,20 +188,44 @@ def training_of(teacher: Model, run: Path) -> dict[str, Any]:
         if begun.name.startswith("lowrank")
         else "a network of its shape by `pipelines/pretrain_encoder.py`",
         "steps": [],
+        "described": [],
         "cpu_hours": 0.0,
     }
+    commands = [command_of(stage["arguments"]) for stage in stages]
     if (begun.parent / CARD).exists():
         packed = json.loads((begun.parent / CARD).read_text())
-        before = packed["training"]
-        before["commands"].append(packed["compressors"]["command"])
+        before = _until(commands, packed["training"], stages)
+        if len(before["commands"]) == len(packed["training"]["commands"]):
+            before["commands"].append(packed["compressors"]["command"])
     return {
         "teacher": teacher.name,
-        "commands": before["commands"] + [command_of(stage["arguments"]) for stage in stages],
+        "commands": before["commands"] + commands,
         "begun": before["begun"],
         "steps": before["steps"] + [stage["step"] for stage in stages],
+        "described": before["described"]
+        + [float(stage["arguments"].get("described", 0)) for stage in stages],
         "cpu_hours": round(before["cpu_hours"] + sum(s["cpu_hours"] for s in stages), 2),
         "seed": 0,
         "data": teacher.card["training"]["data"],
+    }
+
+
+def _until(
+    commands: list[str], before: dict[str, Any], stages: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the training of a packed model up to the first of the commands.
+
+    It may have been packed again from stages that began with it.
+    """
+    there = before["commands"]
+    at = there.index(commands[0]) if commands[0] in there else len(there)
+    distilled = sum("distil_encoder.py" in command for command in there[:at])
+    again = [s for s, own in zip(stages, commands, strict=True) if own in there]
+    return before | {
+        "commands": there[:at],
+        "steps": before["steps"][:distilled],
+        "described": before.get("described", [0.0] * len(before["steps"]))[:distilled],
+        "cpu_hours": before["cpu_hours"] - sum(s["cpu_hours"] for s in again),
     }
 
 

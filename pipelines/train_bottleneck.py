@@ -224,13 +224,17 @@ def main() -> None:
     if args.frozen:
         end.freeze()
     recipe = {k: told(vars(args)[k]) for k in RECIPE}
+    weights = sha256_of(args.model / ENCODER)
     first, log, seconds = 0, [], 0.0
     checkpoint = args.run / "checkpoint.pt"
     if checkpoint.exists():
         # Steps and basis that training begins with are computed again, and overwritten here.
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        if state["recipe"] != recipe:
-            parser.error(f"{checkpoint} is of {state['recipe']}: choose another --run")
+        if state["recipe"] != recipe or state["weights_sha256"] != weights:
+            parser.error(
+                f"{checkpoint} is of {state['recipe']}, on an encoder of SHA-256 "
+                f"{state['weights_sha256'][:8]}: choose another --run"
+            )
         trainer.load_state_dict(state["trainer"])
         first, log, seconds = state["step"], state["log"], state["seconds"]
         print(f"resumed at step {first}", flush=True)
@@ -270,6 +274,7 @@ def main() -> None:
                 "log": log,
                 "seconds": time.perf_counter() - started,
                 "recipe": recipe,
+                "weights_sha256": weights,
             }
             part = checkpoint.with_suffix(".part")
             torch.save(state, part)

@@ -115,3 +115,39 @@ def test_peak_memory_counts_what_was_freed_and_not_what_was_there():
     assert 36 < peak < 80  # 40 MB, gone by now; of the 100 MB before nothing
     _, less = peak_of(held[:1000].sum)
     assert less < 5
+
+
+def test_a_course_that_goes_on_takes_the_rates_and_the_steps_of_the_new_call(tmp_path):
+    torch = pytest.importorskip("torch", reason="a course trains: pip install 'nec[encode]'")
+    from argparse import Namespace
+
+    from course import Course
+
+    from nec.lowrank import LowRankTrainer, convert
+
+    images = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+    truth = images @ torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
+
+    def taken(steps, peak):
+        torch.manual_seed(0)
+        objective = torch.nn.Module()
+        objective.network = torch.nn.Sequential(torch.nn.Linear(16, 16))
+        convert(objective.network, rank=4)
+        optimizer = torch.optim.AdamW(
+            [{"params": list(objective.parameters()), "weight_decay": 0.0, "peak": peak}], lr=peak
+        )
+        trainer = LowRankTrainer(objective, optimizer, tau=0.02, core_steps=3)
+        course = Course(objective, [optimizer], steps, trainer)
+
+        def step(_):
+            course.take_step(lambda: {"loss": (objective.network(images) - truth).square().mean()})
+
+        args = Namespace(batch=32, stop_after=None, steps=steps, peak=peak)
+        assert course.run(tmp_path / "checkpoint.pt", args, step)
+        return course
+
+    first = taken(24, 1e-2)
+    second = taken(60, 2e-2)
+    assert second.step == 60
+    assert [group["peak"] for o in second.optimizers for group in o.param_groups] == [2e-2]
+    assert second.log[-1]["loss"] < first.log[-1]["loss"]

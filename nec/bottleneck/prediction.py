@@ -65,7 +65,7 @@ class TargetPrediction(nn.Module):
         features : Tensor of shape (n, dim, y, x)
             Decoded.
         targets : mapping of str to Tensor of shape (n, token, c) or (n, c)
-            NaN is missing.
+            NaN is missing; where all of one is, its share is 0.
         """
         total, parts = torch.zeros((), device=features.device), {}
         for name, target in targets.items():
@@ -73,7 +73,7 @@ class TargetPrediction(nn.Module):
             goal = (y - getattr(self, f"{name}_mean")) / getattr(self, f"{name}_scale")
             missing = goal.isnan()
             error = (self.maps[name](x) - goal.nan_to_num()).square() * ~missing
-            parts[name] = error.sum() / (~missing).sum()
+            parts[name] = error.sum() / (~missing).sum().clamp_min(1)
             total = total + self.weights[name] * parts[name]
         return {"distortion": total, **parts}
 

@@ -44,10 +44,6 @@ def balanced_accuracy(matrix: NDArray[np.floating[Any]]) -> NDArray[np.floating[
     return _mean(hit / np.maximum(true, 1e-9), true > 0)
 
 
-# Sums over cells of a unit that regression metrics are made of, see `misses`.
-SUMS = 6
-
-
 def misses(
     truth: NDArray[np.floating[Any]],
     found: NDArray[np.floating[Any]],

@@ -300,9 +300,9 @@ def _converted(
     low.train(layer.training)
     with torch.no_grad():
         dense = layer.weight
-        error = float((low.weight - dense).norm() / dense.norm())
         if keep_norm:
             low.core.mul_(dense.norm() / low.core.norm())
+        error = float((low.weight - dense).norm() / dense.norm())
     return low, ConvertedLayer(name, low.shape, low.ranks, error)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from nec.errors import LowRankError
-from nec.lowrank.bases import BasisChange, Rank
+from nec.lowrank.bases import BasisChange, Rank, resolve_rank
 from nec.lowrank.conversion import lowrank_layers
 from nec.lowrank.layers import LowRankLayer
 from nec.lowrank.regulariser import penalty
@@ -102,11 +102,16 @@ class LowRankTrainer:
         for name, value, valid, remedy in (
             ("tau", tau, 0 <= tau < 1, "choose it from [0, 1)"),
             ("beta", beta, beta >= 0, "choose it from 0"),
-            ("core_steps", core_steps, core_steps >= 1, "choose an int from 1"),
+            (
+                *("core_steps", core_steps),
+                *(isinstance(core_steps, int) and core_steps >= 1, "choose an int from 1"),
+            ),
             ("min_rank", min_rank, min_rank >= 1, "choose an int from 1"),
         ):
             if not valid:
                 raise LowRankError(f"{name} is {value}", remedy)
+        if max_rank is not None:
+            resolve_rank(max_rank, 1)
         if isinstance(max_rank, int) and max_rank < min_rank:
             raise LowRankError(f"min_rank {min_rank} is above max_rank {max_rank}", "lower it")
         self.model, self.optimizer = model, optimizer

@@ -19,6 +19,7 @@ from nec.encoders.vit import (
     rotary_angles,
     token_positions,
 )
+from nec.errors import ModelError
 
 # Contrast below this (in companded units) is sensor noise, not texture.
 CONTRAST_FLOOR = 0.05
@@ -115,6 +116,11 @@ class MaskedContrast(nn.Module):
         embedding, those of hidden places from the decoder.
     pooling : {"mean", "moments"}
         What of a view's embeddings InfoNCE compares: their mean, or mean and deviation.
+
+    Raises
+    ------
+    ModelError
+        The pooling is unknown.
     """
 
     def __init__(
@@ -134,6 +140,8 @@ class MaskedContrast(nn.Module):
         decoder_depth: int = 1,
     ) -> None:
         super().__init__()
+        if pooling not in ("mean", "moments"):
+            raise ModelError(f"pooling={pooling!r} is unknown", 'use "mean" or "moments"')
         self.network = network
         self.keep, self.predict = keep, predict
         self.contrast_weight, self.temperature = contrast_weight, temperature
