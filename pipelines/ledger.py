@@ -19,6 +19,15 @@ log = logging.getLogger(__name__)
 Arrays = dict[str, NDArray[Any]]
 
 
+def digest_of(code: Iterable[Path]) -> str:
+    """Return the SHA-256 of files, and of the modules of folders."""
+    digest = hashlib.sha256()
+    for given in code:
+        for path in sorted(given.glob("*.py")) if given.is_dir() else [given]:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 @dataclass
 class Ledger:
     """Results by step, each in a file of its own, with a bar that shows how far the run is.
@@ -40,11 +49,7 @@ class Ledger:
     _task: Any = field(default=None, init=False)
 
     def __post_init__(self, code: Iterable[Path]) -> None:
-        digest = hashlib.sha256()
-        for given in code:
-            for path in sorted(given.glob("*.py")) if given.is_dir() else [given]:
-                digest.update(path.read_bytes())
-        self.about = {**self.about, "code": digest.hexdigest()}
+        self.about = {**self.about, "code": digest_of(code)}
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @contextmanager

@@ -107,6 +107,9 @@ def code_pixels(
         decoded[group] = _parted(back, len(group), pixels.shape[1]) if mosaic else back
         size[group] = one.bare(data) / len(group)
     count = 1e3 / len(pixels)
+    if not mosaic:
+        # Streams of single images are the same in all folds: all that are tested.
+        test = np.unique(np.concatenate([tested for _, tested in task.folds]))
     return Coded(
         embedded(encoder, task, decoded, progress),
         float(size[test].mean()),

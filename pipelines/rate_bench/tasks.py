@@ -10,15 +10,24 @@ from typing import Any
 
 import numpy as np
 from encoder_bench.images import BATCH, ImageSet, eurosat_rgb, image_tokens, ucmerced
+from ledger import digest_of
 from numpy.typing import NDArray
 from sklearn.model_selection import StratifiedKFold
 
+import nec
 from nec.encoders import Encoder
 from nec.heads.pooling import mean_and_roughness
 
 SEED = 23
 FOLDS = 3
 MEAN, ROUGH = "mean", "mean and roughness"
+# What kept vectors hang on.
+_HERE, _NEC = Path(__file__).parent, Path(nec.__file__).parent
+_CODE = (
+    *(_HERE / f"{name}.py" for name in ("tasks", "embeddings", "coders", "pixels")),
+    *(_HERE.parent / name for name in ("codec_bench/baselines.py", "encoder_bench/images.py")),
+    *(_NEC / name for name in ("codec", "compressor.py", "heads/pooling.py")),
+)
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
 # Called with (images done, images in all).
@@ -157,7 +166,7 @@ class Stopwatch:
 
 
 def folder_of(work: Path, task: Task, weights: str) -> Path:
-    """Return where vectors of these images and these weights are kept."""
+    """Return where vectors of these images, these weights and this code are kept."""
     images = task.images
     told = {
         "labels": images.labels.tolist(),
@@ -167,6 +176,7 @@ def folder_of(work: Path, task: Task, weights: str) -> Path:
         "folds": [[part.tolist() for part in fold] for fold in task.folds],
         "weights": weights,
         "halved": task.halved,
+        "code": digest_of(_CODE),
     }
     digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
     folder = work / f"{task.name}-{digest}"
