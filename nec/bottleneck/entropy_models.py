@@ -8,6 +8,7 @@ entropy models need none of them.
 import importlib
 import importlib.util
 import sys
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 from nec.errors import MissingLibraryError
@@ -31,11 +32,11 @@ def load_entropy_models() -> ModuleType:
         spec = importlib.util.find_spec("compressai")
         if spec is None or spec.submodule_search_locations is None:
             raise MissingLibraryError("compressai is not installed", "pip install 'nec[train]'")
-        sys.modules["compressai"] = _lazy_package(list(spec.submodule_search_locations))
+        sys.modules["compressai"] = _lazy_package(spec)
     return importlib.import_module("compressai.entropy_models")
 
 
-def _lazy_package(locations: list[str]) -> ModuleType:
+def _lazy_package(spec: ModuleSpec) -> ModuleType:
     package = ModuleType("compressai", "CompressAI, each subpackage when it is asked for.")
 
     def subpackage(name: str) -> ModuleType:
@@ -47,7 +48,9 @@ def _lazy_package(locations: list[str]) -> ModuleType:
             raise AttributeError(f"module 'compressai' has no attribute {name!r}") from error
 
     vars(package).update(
-        __path__=locations,
+        __spec__=spec,
+        __file__=spec.origin,
+        __path__=list(spec.submodule_search_locations or ()),
         __getattr__=subpackage,
         get_entropy_coder=lambda: CODER,
         available_entropy_coders=lambda: [CODER],
