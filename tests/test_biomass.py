@@ -11,7 +11,7 @@ from sklearn.linear_model import Ridge
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
-from nec.heads import BiomassRegressor, load_head, write_map
+from nec.heads import BiomassRegressor, DissimilarityIndex, load_head, write_map
 
 D, SIZE, STEP = 4, 48, 40.0
 LEFT, TOP = 300_020.0, 5_800_010.0
@@ -239,6 +239,37 @@ def test_several_scenes_and_rows_with_places(caplog):
     still = np.concatenate([rows[8:], np.ones((len(rows) - 8, 1))], axis=1)
     flat = BiomassRegressor(alpha=0.0).fit(still, values[8:])
     assert flat.score(still, values[8:]) > 0.5
+
+
+@pytest.mark.parametrize("coarse", [1, 3])
+def test_dates_of_one_place_are_held_out_together(coarse):
+    # Labels are noise: whatever a fold seems to predict was learned from another date of it.
+    rng = np.random.default_rng(5)
+    first = scene(3, size=24)
+    other = first.copy(data=np.float32(first + 0.01 * rng.normal(size=first.shape)))
+    part = other[:, 3:, 6:]
+    edge = 24 // coarse
+    labels = placed(np.zeros((24, 24)), first).coarsen(y=coarse, x=coarse).mean()
+    labels = labels.copy(data=sparse(rng.gamma(2, 50, (edge, edge)), 0.3 if coarse == 1 else 0.9))
+    head = BiomassRegressor(kernel_size=3, block_size=6, target_transform="none")
+    alone = head.fit(first, labels).held_out_rmse_
+    for several in ([first, other], [first, part, other]):
+        again = head.fit(several, [labels] * len(several)).held_out_rmse_
+        assert again > 0.95 * alone
+
+
+def test_a_lazy_map_is_of_the_fit_that_made_it():
+    lazy = scene(0, lazy=True)
+    head = BiomassRegressor().fit(lazy, truth(scene(0)))
+    first, bounds = head.predict(lazy), head.predict_interval(lazy)
+    wanted = head.predict(scene(0)), head.predict_interval(scene(0))
+    index = DissimilarityIndex(max_vectors=100).fit(scene(0).values.reshape(D, -1).T)
+    far, wanted_far = index.predict(lazy), index.predict(scene(0))
+    head.fit(lazy, 10 * truth(scene(0)))
+    index.fit(9 + scene(1).values.reshape(D, -1).T)
+    np.testing.assert_allclose(first, wanted[0], rtol=1e-4)
+    np.testing.assert_allclose(bounds, wanted[1], rtol=1e-4)
+    np.testing.assert_allclose(far, wanted_far, rtol=1e-4)
 
 
 def test_labels_by_shape_have_their_nodata_and_their_direction():

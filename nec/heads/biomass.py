@@ -1,5 +1,6 @@
 """Biomass, or another quantity of the ground, from embeddings and sparse measurements."""
 
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -202,7 +203,9 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         HeadError
             Another basis or number of bands; a row with NaN.
         """
-        return self._mapped(X, self._means, (), np.float32)
+        check_is_fitted(self)
+        means = partial(expectation, self.target_transform, smearing=self.smearing_)
+        return self._mapped(X, means, (), np.float32)
 
     def predict_interval(self, X: Any, *, coverage: float = 0.9) -> Any:
         """Predict between which two values a measurement falls.
@@ -231,11 +234,12 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             raise HeadError(f"coverage={coverage} is no share", "give one between 0 and 1")
         check_is_fitted(self)
         low, high = self.residuals_.band(coverage)
+        transform = self.target_transform
 
         def bounds(values: Floats) -> Floats:
             pair = [
-                inverse(self.target_transform, values + low),
-                upper_bound(self.target_transform, values + high),
+                inverse(transform, values + low),
+                upper_bound(transform, values + high),
             ]
             pair = [np.where(np.isnan(values), np.nan, bound) for bound in pair]
             return np.stack(pair)
@@ -423,11 +427,13 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
                 )
             return function(self._alone(rows))
         scene = without_time(X).transpose("band", "y", "x")
+        # A lazy map is of this fit, whatever the head learns later.
+        weights, intercept = self.weights_, self.intercept_
         data = apply_windows(
             scene,
-            lambda planes: function(shifted_sum(planes) + self.intercept_).astype(dtype),
-            before=lambda block: project(block, self.weights_),
-            margin=len(self.weights_) // 2,
+            lambda planes: function(shifted_sum(planes) + intercept).astype(dtype),
+            before=lambda block: project(block, weights),
+            margin=len(weights) // 2,
             leading=leading,
             dtype=dtype,
         )

@@ -1,5 +1,6 @@
 """How far embeddings lie from those that a head was trained on."""
 
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -118,12 +119,13 @@ class DissimilarityIndex(EmbeddingHead):
             rows = self._checked(X)
             found = np.full(len(rows), np.nan, np.float32)
             keep = complete_rows(rows)
-            found[keep] = self._index(rows[keep])
+            found[keep] = _index(rows[keep], self.vectors_, self.scale_)
             return found
         scene = without_time(X)
         whole = scene.chunk({"band": -1}) if scene.chunks is not None else scene
         mapped: xr.DataArray = xr.apply_ufunc(
-            self._block,
+            # Of this fit, whatever the index learns later.
+            partial(_block, vectors=self.vectors_, scale=self.scale_),
             whole,
             input_core_dims=[["band"]],
             dask="parallelized",
@@ -135,19 +137,6 @@ class DissimilarityIndex(EmbeddingHead):
             "threshold": self.threshold_,
         }
         return georeferenced(mapped.rename("dissimilarity"), scene)
-
-    def _block(self, block: Rows) -> NDArray[np.float32]:
-        rows = block.reshape(-1, block.shape[-1])
-        found = np.full(len(rows), np.nan, np.float32)
-        keep = np.flatnonzero(complete_rows(rows))
-        for at in range(0, keep.size, BATCH):
-            part = keep[at : at + BATCH]
-            found[part] = self._index(rows[part])
-        return found.reshape(block.shape[:-1])
-
-    def _index(self, rows: Rows) -> NDArray[np.float32]:
-        near = _distances(rows, self.vectors_).min(axis=1, initial=np.inf)
-        return np.asarray(near / self.scale_, dtype=np.float32)
 
     def _maps(self, X: xr.DataArray) -> bool:
         if "sample" in X.dims:
@@ -168,3 +157,18 @@ def _distances(one: Rows, other: Rows) -> NDArray[np.float64]:
     from sklearn.metrics import pairwise_distances
 
     return np.asarray(pairwise_distances(one, other))
+
+
+def _block(block: Rows, *, vectors: Rows, scale: float) -> NDArray[np.float32]:
+    rows = block.reshape(-1, block.shape[-1])
+    found = np.full(len(rows), np.nan, np.float32)
+    keep = np.flatnonzero(complete_rows(rows))
+    for at in range(0, keep.size, BATCH):
+        part = keep[at : at + BATCH]
+        found[part] = _index(rows[part], vectors, scale)
+    return found.reshape(block.shape[:-1])
+
+
+def _index(rows: Rows, vectors: Rows, scale: float) -> NDArray[np.float32]:
+    near = _distances(rows, vectors).min(axis=1, initial=np.inf)
+    return np.asarray(near / scale, dtype=np.float32)

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from nec.errors import HeadError
 from nec.heads.labels import LabelRaster
 from nec.heads.rules import Rows
 from nec.heads.windows import neighbour_rows, read_window, windows_of
+from nec.sampling import Lattice, crs_of
 
 logger = logging.getLogger(__name__)
 
@@ -21,6 +22,8 @@ logger = logging.getLogger(__name__)
 CACHE = 1 << 28
 # Bytes of a part, about: where labels are dense, neighbourhoods are many times the window.
 PART = 1 << 26
+# By how much of a token scenes of one lattice may be off.
+PHASE = 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +79,7 @@ class LabelledScene:
             raise HeadError("there are no labels", "pass y (y, x), NaN where nothing is known")
         return cls(embedding, over[0], over[1])
 
-    def block(self, window: slice, edge: int, *, axis: int) -> NDArray[np.int64]:
+    def block(self, window: slice, edge: int, *, axis: int, offset: int = 0) -> NDArray[np.int64]:
         """Return the block of each token row (axis 0) or column of a window.
 
         Where label pixels are larger than tokens, blocks consist of whole ones: what one
@@ -88,9 +91,11 @@ class LabelledScene:
             With start and stop.
         edge : int
             Of a block, tokens.
+        offset : int
+            Of the scene on the lattice that blocks are counted on, tokens.
         """
         if not self.labels.coarse:
-            return np.arange(window.start, window.stop, dtype=np.int64) // edge
+            return (np.arange(window.start, window.stop, dtype=np.int64) + offset) // edge
         pixels = (self.labels.rows, self.labels.columns)[axis]
         whole = max(1, round(edge / self.tokens_of_label[axis]))
         return pixels[window] // whole
@@ -122,8 +127,85 @@ class LabelledScene:
             )
 
 
+@dataclass(frozen=True)
+class Ground:
+    """Where a scene lies among others.
+
+    Attributes
+    ----------
+    number : int
+        Of the lattice: scenes of one have blocks in common.
+    offset : tuple of int
+        Token rows and columns from the origin of that lattice.
+    dates : int
+        How many of the scenes show the same tokens.
+    """
+
+    number: int
+    offset: tuple[int, int]
+    dates: int = 1
+
+    @staticmethod
+    def of(scenes: Sequence["LabelledScene"]) -> list["Ground"]:
+        """Find which scenes lie on one lattice; without a CRS each has one of its own."""
+        lattices = [
+            Lattice.of(s.embedding) if crs_of(s.embedding) is not None else None for s in scenes
+        ]
+        found: list[Ground] = []
+        for i, scene in enumerate(scenes):
+            placed = Ground(i, (0, 0))
+            for first in dict.fromkeys(ground.number for ground in found):
+                offset = _offset(lattices[i], lattices[first])
+                if offset is None or not _alike(scene.labels, scenes[first].labels, offset):
+                    continue
+                placed = Ground(first, offset)
+                break
+            found.append(placed)
+        shown = [
+            (g.number, g.offset, s.embedding.shape) for g, s in zip(found, scenes, strict=True)
+        ]
+        return [replace(g, dates=shown.count(key)) for g, key in zip(found, shown, strict=True)]
+
+
+def _offset(one: Lattice | None, other: Lattice | None) -> tuple[int, int] | None:
+    """Return by how many tokens a lattice lies behind another; None where it is not that one."""
+    if one is None or other is None or one.crs != other.crs:
+        return None
+    steps, corners = np.array([one.step, other.step]), np.array([one.corner, other.corner])
+    if not np.allclose(steps[0], steps[1], rtol=1e-6, atol=0):
+        return None
+    tokens = (corners[0] - corners[1]) / steps[1]
+    whole = np.rint(tokens)
+    if (abs(tokens - whole) > PHASE).any():
+        return None
+    return int(whole[0]), int(whole[1])
+
+
+def _alike(one: LabelRaster, other: LabelRaster, offset: tuple[int, int]) -> bool:
+    """Say whether blocks of two scenes' labels can be counted together."""
+    if not one.coarse and not other.coarse:
+        return True
+    return one.coarse == other.coarse and all(
+        _continues(mine, theirs, by)
+        for mine, theirs, by in zip(
+            (one.rows, one.columns), (other.rows, other.columns), offset, strict=True
+        )
+    )
+
+
+def _continues(one: NDArray[np.int64], other: NDArray[np.int64], offset: int) -> bool:
+    """Say whether tokens that two scenes share lie under the same label pixels."""
+    first, last = max(0, -offset), min(len(one), len(other) - offset)
+    if first >= last:
+        return False
+    return np.array_equal(one[first:last], other[first + offset : last + offset])
+
+
 class SceneParts:
     """Labelled neighbourhoods of several scenes, dealt into folds by spatial blocks.
+
+    Scenes of one lattice, as several dates of a place are, have their blocks in common: what lies
+    together is held out together. That is known of scenes with a CRS.
 
     Parameters
     ----------
@@ -143,28 +225,32 @@ class SceneParts:
     count : int
         Labelled tokens.
     measurements : float
-        Label pixels that they lie under, about; `count` where those are no larger than tokens.
+        Label pixels that they lie under, about, once for all dates; `count` of one date where
+        those are no larger than tokens.
     """
 
     def __init__(
         self, scenes: Sequence[LabelledScene], *, kernel: int, folds: int, block: int, seed: int
     ) -> None:
         self.scenes, self.kernel = list(scenes), kernel
+        self._ground = Ground.of(self.scenes)
         self._cache: list[Part] | None = []
         asked = block
         least = max((edge for scene in self.scenes for edge in scene.tokens_of_label), default=1.0)
         while True:
             blocks: set[tuple[int, int, int]] = set()
             self.count, self.measurements = 0, 0.0
-            for i, scene in enumerate(self.scenes):
+            for scene, ground in zip(self.scenes, self._ground, strict=True):
+                # Of several dates a measurement counts once.
+                share = ground.dates * float(np.prod(scene.tokens_of_label))
                 for rows, columns, values in scene.windows():
                     there = ~np.isnan(values)
                     self.count += int(there.sum())
-                    self.measurements += float(there.sum()) / float(np.prod(scene.tokens_of_label))
-                    y = scene.block(rows, block, axis=0)[:, None]
-                    x = scene.block(columns, block, axis=1)[None, :]
+                    self.measurements += float(there.sum()) / share
+                    y = scene.block(rows, block, axis=0, offset=ground.offset[0])[:, None]
+                    x = scene.block(columns, block, axis=1, offset=ground.offset[1])[None, :]
                     blocks |= {
-                        (i, int(b), int(a))
+                        (ground.number, int(b), int(a))
                         for b, a in set(
                             zip(
                                 np.broadcast_to(y, there.shape)[there].tolist(),
@@ -197,9 +283,9 @@ class SceneParts:
         keep = self._cache is not None
         kept: list[Part] = []
         size = 0
-        for i, scene in enumerate(self.scenes):
+        for scene, ground in zip(self.scenes, self._ground, strict=True):
             for rows, columns, values in scene.windows():
-                for part in self._parts(i, scene, rows, columns, values):
+                for part in self._parts(ground, scene, rows, columns, values):
                     size += part.rows.nbytes
                     if keep and size <= CACHE:
                         kept.append(part)
@@ -210,7 +296,7 @@ class SceneParts:
 
     def _parts(
         self,
-        number: int,
+        ground: Ground,
         scene: LabelledScene,
         rows: slice,
         columns: slice,
@@ -222,8 +308,8 @@ class SceneParts:
         errors = np.zeros(values.shape)
         if scene.errors is not None:
             errors = np.nan_to_num(scene.errors.means(rows, columns))
-        by = scene.block(rows, self.block, axis=0)
-        bx = scene.block(columns, self.block, axis=1)
+        by = scene.block(rows, self.block, axis=0, offset=ground.offset[0])
+        bx = scene.block(columns, self.block, axis=1, offset=ground.offset[1])
         width = values.shape[1] * self.kernel**2 * len(block) * block.itemsize
         step = max(1, PART // width)
         for top in range(0, len(values), step):
@@ -238,7 +324,7 @@ class SceneParts:
                 neighbour_rows(near, there, self.kernel),
                 values[part][there],
                 errors[part][there],
-                np.array([self._fold[number, b, a] for b, a in places]),
+                np.array([self._fold[ground.number, b, a] for b, a in places]),
             )
 
 
