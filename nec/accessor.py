@@ -217,6 +217,12 @@ class NecAccessor:
                         f"choose 0 to {embedding.sizes[extra] - 1}",
                     )
                 embedding = embedding.isel({extra: time})
+        bands = embedding.sizes["band"]
+        if wrong := [c for c in components if not -bands <= c < bands]:
+            raise StoreError(
+                f"there is no component {wrong[0]} among {bands}",
+                "choose components= that are there, or open more bands",
+            )
         step = step or max(1, max(embedding.sizes["y"], embedding.sizes["x"]) // 1500)
         embedding = embedding.isel(band=list(components))[:, ::step, ::step].load()
         # Stores are padded to whole shards: show what is there.

@@ -213,6 +213,10 @@ def test_scenes_come_from_folders_lists_and_tables(scenes: Path, tmp_path: Path)
     table.write_text("path,scale\nscenes/a.tif,lots\n")
     with pytest.raises(SceneError, match="line 2"):
         find_scenes(table)
+    for line in ("foo", "foo,"):
+        table.write_text(f"name,path\n{line}\n")
+        with pytest.raises(SceneError, match=r"line 2 of .* has no path"):
+            find_scenes(table)
     table.write_text("file\nscenes/a.tif\n")
     with pytest.raises(SceneError, match="needs path"):
         find_scenes(table)

@@ -286,6 +286,11 @@ def test_labels_by_shape_have_their_nodata_and_their_direction():
     with pytest.raises(HeadError, match="'y' is not that of the embedding"):
         BiomassRegressor(block_size=8).fit(embedding, fine)
     BiomassRegressor(block_size=8).fit(embedding, fine[::-1])
+    # A token northwards is another place, however far from the equator both are.
+    with pytest.raises(HeadError, match="'y' is not that of the embedding"):
+        BiomassRegressor(block_size=8).fit(
+            embedding, fine[::-1].assign_coords(y=fine[::-1].y + STEP)
+        )
 
 
 EMPTY = np.full((SIZE, SIZE), np.nan)

@@ -128,6 +128,13 @@ def test_biomass_from_sparse_measurements(
     listed = (*train, "--points", tmp_path / "shots.gpkg")
     assert " m" in run(*listed, "--column", "rh95", "--error-column", "se", "--units", "m")
 
+    # Numbers are in the unit that the tags of a raster bring them to.
+    tenths = np.round(10 * shots).astype(np.int16)
+    tagged = write_raster("tenths.tif", tenths, scales=(0.1, 0.1))
+    again = run(*train, "--labels", tagged, "--ignore", "0", "--error-band", "2")
+    error = [float(text.split("blocks ")[1].split()[0]) for text in (told, again)]
+    assert error[1] == pytest.approx(error[0], rel=0.02)
+
     # The same raster in degrees: reprojected, and said so.
     with rioxarray.open_rasterio(raster) as opened:
         opened.rio.reproject("EPSG:4326").rio.to_raster(tmp_path / "degrees.tif")
@@ -146,12 +153,18 @@ def test_biomass_from_sparse_measurements(
         ((*train, "--labels", write_raster("nan.tif", nan)), "too few labels: 0"),
         ((*train, "--labels", write_raster("below.tif", -1 - few)), "negative or infinity"),
         ((*train, "--labels", raster, "--band", "3"), "has 2 bands, and band 3"),
-        ((*train, "--labels", raster, "--method", "knn"), "takes no --label"),
+        ((*train, "--labels", raster, "--method", "knn"), "takes no --method"),
+        ((*train, "--labels", raster, "--column", "rh95"), "takes no --column"),
+        ((*listed, "--column", "rh95", "--error-band", "2"), "takes no --error-band"),
+        ((*train, "--label", "kind"), "takes no --label"),
+        ((*train, "--labels", raster, "--time", "2024-07-31"), "no times"),
         ((*listed, "--column", "kind"), "holds no numbers"),
         ((*listed, "--column", "gone"), "has no column 'gone'"),
         (train, "come from one place"),
         (("train", store, head, "--labels", one), "1 class"),
-        (("train", store, head, "--labels", raster, "--error-band", "2"), "no standard errors"),
+        (("train", store, head, "--labels", raster, "--error-band", "2"), "takes no --error-band"),
+        (("train", store, tmp_path / "no" / "h.safetensors", "--labels", one), "is no folder"),
+        (("predict", store, head, tmp_path / "no" / "m.tif"), "is no folder"),
         (("predict", store, head, out, "--cells"), "maps tokens"),
         (("predict", store, head, out, "--interval", "2"), "is no share"),
         (("predict", tmp_path / "none.zarr", head, out), "none.zarr"),
@@ -170,11 +183,38 @@ def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> Non
     compressor, store = tmp_path / "c.json", tmp_path / "s.zarr"
     assert "cosine" in run("fit", source, compressor, "--bytes", "3")
     assert "9,216 vectors" in run("encode", source, store, "--model", compressor)
+    with pytest.raises(NecError, match="2 sources of embeddings"):
+        run("encode", source, source, tmp_path / "two.zarr", "--model", compressor)
     output = run("info", store)
     assert "share of the bytes" in output
     assert "100%" in output
     run("seal", store)
     assert "as written" in run("verify", store)
+
+
+def test_a_series_is_trained_on_and_mapped_at_a_day_that_is_named(
+    write_raster: RasterWriter, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    scenes, folder, head = tmp_path / "scenes", tmp_path / "stores", tmp_path / "h.safetensors"
+    for day in (3, 8):
+        numbers = rng.integers(300, 3000, (3, 64, 64)).astype(np.uint16)
+        name = f"scenes/f_2024-07-0{day}.tif"
+        write_raster(name, numbers, bands=("blue", "red", "nir08"), scales=(1e-4,) * 3)
+    run("encode", scenes, folder, "--series")
+    (store,) = folder.glob("*.zarr")
+    classes = write_raster("labels.tif", np.arange(64 * 64).reshape(1, 64, 64).astype("u2") // 2048)
+    train = ("train", store, head, "--labels", classes)
+    for command in (train, (*train, "--time", "2024-07"), (*train, "--time", "2023")):
+        with pytest.raises(NecError, match=r"2 times|0 times.*2024-07-03"):
+            run(*command)
+    assert "2 classes" in run(*train, "--time", "2024-07-08")
+    with pytest.raises(NecError, match="give --time, one of: 2024-07-03, 2024-07-08"):
+        run("predict", store, head, tmp_path / "map.tif")
+    maps = [tmp_path / f"{day}.tif" for day in (3, 8)]
+    for day, path in zip((3, 8), maps, strict=True):
+        run("predict", store, head, path, "--time", f"2024-07-0{day}")
+    assert maps[0].read_bytes() != maps[1].read_bytes()
 
 
 def test_errors_are_one_line_and_a_status(tmp_path: Path) -> None:

@@ -88,6 +88,23 @@ def test_rasters_are_alike(
         ImageCollection.open(folder)
 
 
+def test_rasters_say_how_large_their_pixels_are(write_raster: RasterWriter, dn: np.ndarray) -> None:
+    folder = write_raster("rasters/S2_a.tif", dn, bands=BANDS, pixel=30.0).parent
+    assert ImageCollection.open(folder).gsd == 30.0
+    assert ImageCollection.open(folder, gsd=20.0).gsd == 20.0
+    write_raster("rasters/S2_b.tif", dn, bands=BANDS)
+    with pytest.raises(SceneError, match=r"S2_b.tif has pixels of 10 m, .* of 30 m"):
+        ImageCollection.open(folder)
+
+
+def test_pictures_of_16_bits_are_refused(pictures: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(pictures / "p9.png")
+    with pytest.raises(SceneError, match="more than 8 bits"):
+        ImageCollection.open(pictures).read(3, 4)
+
+
 def test_rasters_keep_their_place(write_raster: RasterWriter, dn: np.ndarray) -> None:
     write_raster("rasters/river/S2_a.tif", dn, bands=BANDS)
     bottom = Affine(10, 0, 500_000, 0, 10, 4_000_000)  # south-up

@@ -393,13 +393,23 @@ def test_what_cannot_be_mapped_says_why():
         head.predict(scene().rename(band="feature"))
 
 
+def test_which_tokens_are_learned_from_hangs_on_the_seed_and_not_on_chunks():
+    one = Segmenter(max_samples=200).fit(scene(), truth())
+    lazy = scene().chunk(y=7, x=5)
+    same = Segmenter(max_samples=200).fit(lazy, truth())
+    other = Segmenter(max_samples=200, random_state=1).fit(lazy, truth())
+    assert one.counts_ == same.counts_
+    np.testing.assert_allclose(one.rule_.weights, same.rule_.weights, atol=1e-3)
+    assert np.abs(one.rule_.weights - other.rule_.weights).max() > 1e-2
+
+
 def test_labels_straight_from_a_store():
     rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     rows[6:] += 4
     names = np.array(["forest"] * 6 + ["river"] * 6, dtype=np.dtypes.StringDType())
     vectors = xr.DataArray(rows, dims=("sample", "band"), coords={"label": ("sample", names)})
     head = SceneClassifier().fit(vectors, vectors.label)
-    assert head.score(vectors, vectors.label) == 1
+    assert head.score(vectors, vectors.label) == head.score(rows, names) == 1
     assert list(head.classes_) == ["forest", "river"]
 
 

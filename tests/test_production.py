@@ -77,6 +77,8 @@ def test_what_the_store_says_of_itself(store: Path, model: Model, tmp_path: Path
     assert payload < 2.0 * info["vectors"]
     png = dataset.nec.quicklook(tmp_path / "look.png")
     assert png.read_bytes()[:4] == b"\x89PNG"
+    with pytest.raises(StoreError, match="no component 999 among"):
+        dataset.nec.quicklook(tmp_path / "look.png", components=(0, 1, 999))
     with pytest.raises(StoreError, match="nec block"):
         _ = xr.Dataset().nec.info
 

@@ -58,7 +58,7 @@ class StoreFacts:
             raise CatalogError(f"{path} is unfinished", "run the same nec encode again")
         if "seal" in own:
             check_seal(read_object(path / KEY), root, str(path))
-        return cls(path, path.relative_to(folder).with_suffix("").as_posix(), root)
+        return cls(path, path.relative_to(folder).as_posix().removesuffix(".zarr"), root)
 
     @property
     def attributes(self) -> dict[str, Any]:

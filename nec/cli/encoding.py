@@ -12,6 +12,8 @@ from nec.demo import size_text
 from nec.errors import CompressorError, SceneError
 
 if TYPE_CHECKING:
+    import xarray as xr
+
     from nec.production import ArchiveReport, EncodeReport
 
 
@@ -229,14 +231,23 @@ def encode(
         )
     if model.endswith(".json"):
         from nec.compressor import Compressor
-        from nec.products import open_embedding
 
-        thing, used = open_embedding(source[0], rule=rule), Compressor.load(model)
+        thing, used = _embeddings(source, rule), Compressor.load(model)
     elif rule is not None:
         raise CompressorError(f"--rule {rule} goes with a compressor", "give --model FILE.json")
     with progress_bar(f"encoding to {store.name}") as progress:
         report = run(thing, store, model=used, progress=progress, **options)
     _tell(report)
+
+
+def _embeddings(source: list[str], rule: str | None) -> "xr.DataArray":
+    from nec.products import open_embedding
+
+    if len(source) > 1:
+        raise CompressorError(
+            f"{len(source)} sources of embeddings go to one store", "encode one at a time"
+        )
+    return open_embedding(source[0], rule=rule)
 
 
 def _tell(report: "EncodeReport") -> None:

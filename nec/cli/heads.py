@@ -10,11 +10,19 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
-from nec.cli.terminal import StorageOption, Store, app, console, storage_options
+from nec.cli.labels import (
+    at_time,
+    chosen,
+    numbers_of,
+    one_time,
+    places_of,
+    read_labels,
+    sampled,
+)
+from nec.cli.terminal import StorageOption, Store, app, check_folder, console, storage_options
 from nec.errors import HeadError
 
 if TYPE_CHECKING:
-    import numpy as np
     import xarray as xr
 
     from nec.heads import BiomassRegressor
@@ -33,6 +41,23 @@ class Task(StrEnum):
     BIOMASS = "biomass"
 
 
+# Options that mean something, by task and by where its labels come from.
+_TAKEN: dict[Task, dict[str, tuple[str, ...]]] = {
+    Task.CLASSES: {
+        "--labels": ("--ignore", "--band", "--decoder", "--decoder-option", "--steps", "--time"),
+        "--points": ("--column", "--ignore", "--method", "--time"),
+        "--label": ("--where", "--method"),
+    },
+    Task.BIOMASS: {
+        "--labels": ("--ignore", "--band", "--error-band", "--units", "--se-floor", "--time"),
+        "--points": (
+            *("--column", "--error-column", "--ignore", "--units", "--se-floor", "--time"),
+        ),
+    },
+}
+Time = typer.Option(help="Day of a store of several, as 2024-07-31; points take all without.")
+
+
 @app.command()
 def train(
     store: Store,
@@ -47,9 +72,11 @@ def train(
     ] = None,
     ignore: Annotated[
         float | None,
-        typer.Option(help="Value of --labels that is no label; of classes -1. Nodata never is."),
+        typer.Option(help="Number that is no label; in a raster of classes -1. Nodata never is."),
     ] = None,
-    band: Annotated[int, typer.Option(help="Band of --labels that holds them, from 1.")] = 1,
+    band: Annotated[
+        int | None, typer.Option(help="Band of --labels that holds them; the first, 1.")
+    ] = None,
     error_band: Annotated[
         int | None, typer.Option(help="Band of --labels with their standard errors (biomass).")
     ] = None,
@@ -60,10 +87,11 @@ def train(
     error_column: Annotated[
         str | None, typer.Option(help="Column of --points with standard errors (biomass).")
     ] = None,
-    units: Annotated[str, typer.Option(help="Of the measurements (biomass).")] = "Mg/ha",
+    units: Annotated[str | None, typer.Option(help="Of the measurements (biomass); Mg/ha.")] = None,
     se_floor: Annotated[
-        float, typer.Option(help="Smallest standard error that is believed (biomass), in --units.")
-    ] = 10.0,
+        float | None,
+        typer.Option(help="Smallest standard error that is believed (biomass), in --units; 10."),
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="Coordinate of an image collection with the classes.")
     ] = None,
@@ -71,19 +99,22 @@ def train(
         str | None,
         typer.Option(help="Train on samples of this kind only, as set=train; the others test."),
     ] = None,
-    method: Annotated[str, typer.Option(help="linear, knn or mlp (not with --labels).")] = "linear",
+    method: Annotated[
+        str | None, typer.Option(help="linear, knn or mlp, of --points and --label; linear.")
+    ] = None,
     decoder: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Of classes of --labels: linear labels tokens; conv, fpn, or a decoder of "
-            "TerraTorch by name, such as UperNetDecoder, label pixels."
+            help="Of classes of --labels: linear (if nothing is said) labels tokens; conv, fpn, or "
+            "a decoder of TerraTorch by name, such as UperNetDecoder, label pixels."
         ),
-    ] = "linear",
+    ] = None,
     decoder_option: Annotated[
         list[str] | None,
         typer.Option(help="Of TerraTorch's decoder, as channels=32 (JSON); may be repeated."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of a --decoder.")] = None,
+    time: Annotated[str | None, Time] = None,
     option: StorageOption = None,
 ) -> None:
     """Train a head on the embeddings of a store; a model card (.md) is written beside it.
@@ -110,24 +141,40 @@ def train(
     from nec.archive import open_store
     from nec.heads import BiomassRegressor, load_head
 
-    dataset = open_store(store, storage_options=storage_options(option))
-    if sum(given is not None for given in (labels, points, label)) != 1:
+    sources = {"--labels": labels, "--points": points, "--label": label}
+    source = [name for name, given in sources.items() if given is not None]
+    if len(source) != 1:
         raise HeadError("the labels come from one place", "give --labels, --points or --label")
+    if source[0] not in _TAKEN[task]:
+        raise HeadError(f"--task {task} takes no {source[0]}", "give --labels or --points")
+    _check_options(
+        f"{source[0]} of {task}",
+        _TAKEN[task][source[0]],
+        {
+            "--ignore": ignore,
+            "--band": band,
+            "--error-band": error_band,
+            "--column": column,
+            "--error-column": error_column,
+            "--units": units,
+            "--se-floor": se_floor,
+            "--where": where,
+            "--method": method,
+            "--decoder": decoder,
+            "--decoder-option": decoder_option or None,
+            "--steps": steps,
+            "--time": time,
+        },
+    )
+    check_folder(head)
+    dataset = at_time(open_store(store, storage_options=storage_options(option)), time)
     if label is None:
         _check_place(store, dataset)
-    network = _network(decoder, decoder_option or [], steps)
-    if network and (labels is None or task is Task.BIOMASS):
-        raise HeadError(
-            f"--decoder {decoder} needs a raster of classes", "give --labels, or leave it out"
-        )
     if task is Task.BIOMASS:
-        if label is not None or where is not None or method != "linear":
-            raise HeadError(
-                "--task biomass takes no --label, --where or --method", "give --labels or --points"
-            )
-        regressor = BiomassRegressor(units=units, se_floor=se_floor)
+        units = units or "Mg/ha"
+        regressor = BiomassRegressor(units=units, se_floor=10.0 if se_floor is None else se_floor)
         if labels is not None:
-            _measured_raster(regressor, dataset, labels, ignore, band, error_band)
+            _measured_raster(regressor, dataset, labels, ignore, band or 1, error_band)
         elif points is not None:
             _measured_points(regressor, dataset, points, ignore, column, error_column)
         regressor.save(head)
@@ -135,20 +182,26 @@ def train(
             f"{regressor.n_labels_} labels, RMSE of held-out blocks "
             f"{regressor.held_out_rmse_:.3g} {units}"
         )
-    elif error_band is not None or error_column is not None:
-        raise HeadError("classes have no standard errors", "leave it out, or --task biomass")
     elif labels is not None:
-        if method != "linear":
-            raise HeadError(f"--labels takes no --method {method}", "leave it out")
-        told = _segmentation(dataset, head, labels, ignore, band, network)
+        network = _network(decoder or "linear", decoder_option or [], steps)
+        told = _segmentation(dataset, head, labels, ignore, band or 1, network)
     elif points is not None:
-        told = _classes_of_points(dataset, head, points, column, method)
+        told = _classes_of_points(dataset, head, points, column, ignore, method or "linear")
     else:
-        told = _classes_of_images(store, dataset, head, str(label), where, method)
+        told = _classes_of_images(store, dataset, head, str(label), where, method or "linear")
     card = head.with_suffix(".md")
     learned = labels or points or f"coordinate `{label}`"
     card.write_text(load_head(head).card(data=f"{learned} over {store}"))
     console.print(f"[bold]{escape(str(head))}[/bold]: {told}; card: {escape(str(card))}")
+
+
+def _check_options(what: str, taken: tuple[str, ...], given: dict[str, Any]) -> None:
+    """Refuse options that would do nothing."""
+    for name, value in given.items():
+        if value is not None and name not in taken:
+            raise HeadError(
+                f"{what} takes no {name} (got {value!r})", f"it takes {', '.join(taken)}"
+            )
 
 
 def _check_place(store: str, dataset: "xr.Dataset") -> None:
@@ -178,16 +231,16 @@ def _segmentation(
     from nec.heads import Segmenter
 
     segmenter = Segmenter(ignore_index=-1 if ignore is None else _whole(ignore), **network)
-    truth = _read_labels(labels, band)
+    truth = read_labels(labels, band)
     with Progress(console=console, disable=not network) as bar:
         step = bar.add_task("training", total=None)
         segmenter.fit(
-            _undated(dataset["embedding"]),
+            one_time(dataset, "embedding"),
             truth,
             progress=lambda done, total: bar.update(step, completed=done, total=total),
         )
     segmenter.save(head)
-    score = segmenter.score(_undated(dataset["embedding"]), truth)
+    score = segmenter.score(one_time(dataset, "embedding"), truth)
     count = len(segmenter.classes_)
     return f"{count} classes, accuracy on its own training data {score:.3f}"
 
@@ -200,9 +253,11 @@ def _measured_raster(
     band: int,
     error_band: int | None,
 ) -> None:
-    measured = _numbers(_read_labels(labels, band), ignore)
-    errors = None if error_band is None else _numbers(_read_labels(labels, error_band), None)
-    regressor.fit(_undated(dataset["embedding"]), measured, standard_error=errors)
+    measured = numbers_of(read_labels(labels, band), ignore)
+    errors = None
+    if error_band is not None:
+        errors = numbers_of(read_labels(labels, error_band), None, errors=True)
+    regressor.fit(one_time(dataset, "embedding"), measured, standard_error=errors)
 
 
 def _measured_points(
@@ -215,7 +270,7 @@ def _measured_points(
 ) -> None:
     import numpy as np
 
-    table = _sampled(dataset, points, column)
+    table = sampled(dataset, points, column)
     numbers = []
     for name in (column, error_column):
         if name is None:
@@ -234,40 +289,23 @@ def _measured_points(
         table.filter(regex=r"^band_\d+$"),
         values,
         standard_error=numbers[1] if len(numbers) > 1 else None,
-        groups=_places(dataset, table, regressor.block_size, regressor.folds),
+        groups=places_of(dataset, table, regressor.block_size, regressor.folds),
     )
 
 
-def _places(
-    dataset: "xr.Dataset", table: Any, edge: int, folds: int
-) -> "np.ndarray[Any, Any] | None":
-    """Return the block of `edge` tokens that each point lies in; smaller ones where these are few.
-
-    None where there are not two even so: each point is a place of its own then.
-    """
-    import geopandas
-    import numpy as np
-
-    from nec.evaluate import spatial_blocks
-    from nec.sampling import Lattice
-
-    lattice = Lattice.of(dataset["embedding"])
-    where = geopandas.GeoSeries(table["geometry"]).to_crs(lattice.crs.to_wkt())
-    size = float(edge * max(map(abs, lattice.step)))
-    for _ in range(edge.bit_length()):
-        blocks = spatial_blocks(where.x.to_numpy(), where.y.to_numpy(), size=size)
-        if len(np.unique(blocks)) >= folds:
-            break
-        size /= 2
-    return blocks if len(np.unique(blocks)) > 1 else None
-
-
 def _classes_of_points(
-    dataset: "xr.Dataset", head: Path, points: Path, column: str | None, method: str
+    dataset: "xr.Dataset",
+    head: Path,
+    points: Path,
+    column: str | None,
+    ignore: float | None,
+    method: str,
 ) -> str:
     from nec.heads import SceneClassifier
 
-    table = _sampled(dataset, points, column)
+    table = sampled(dataset, points, column)
+    if ignore is not None:
+        table = table[table[column] != ignore]
     classifier = SceneClassifier(method=method)
     classifier.fit(table.filter(regex=r"^band_\d+$"), table[column].to_numpy())
     classifier.save(head)
@@ -286,79 +324,14 @@ def _classes_of_images(
         )
     classifier = SceneClassifier(method=method)
     vectors, classes = dataset["scene_embedding"].load(), dataset[label].to_numpy()
-    chosen = _chosen(dataset, where)
-    classifier.fit(vectors[chosen], classes[chosen])
+    known = chosen(dataset, where)
+    classifier.fit(vectors[known], classes[known])
     classifier.save(head)
-    told = f"{int(chosen.sum())} images, {len(classifier.classes_)} classes"
-    if not chosen.all():
-        score = classifier.score(vectors[~chosen], classes[~chosen])
-        told += f"\naccuracy on the other {int((~chosen).sum())} images: {score:.4f}"
+    told = f"{int(known.sum())} images, {len(classifier.classes_)} classes"
+    if not known.all():
+        score = classifier.score(vectors[~known], classes[~known])
+        told += f"\naccuracy on the other {int((~known).sum())} images: {score:.4f}"
     return told
-
-
-def _sampled(dataset: "xr.Dataset", points: Path, column: str | None) -> Any:
-    """Return the vectors under points, with their columns."""
-    import geopandas
-
-    from nec.sampling import sample
-
-    if column is None:
-        raise HeadError("--points needs --column", "name the column with the labels")
-    try:
-        places = geopandas.read_file(points)
-    except Exception as error:  # drivers' errors have no common parent
-        raise HeadError(
-            f"{points} cannot be read as a vector file ({error})", "give a GeoPackage"
-        ) from error
-    if column not in places:
-        raise HeadError(f"{points} has no column {column!r}", f"has: {list(places.columns)}")
-    return sample(dataset, places)
-
-
-def _chosen(dataset: "xr.Dataset", where: str | None) -> "np.ndarray[Any, Any]":
-    import numpy as np
-
-    if where is None:
-        return np.ones(dataset.sizes["sample"], bool)
-    name, _, value = where.partition("=")
-    if name not in dataset.coords or not value:
-        raise HeadError(
-            f"--where {where!r} names no coordinate and value",
-            f"as set=train; coordinates: {', '.join(map(str, dataset.coords))}",
-        )
-    # Strings of stores are of a numpy type that does not cast to plain ones.
-    values = np.array([str(item) for item in dataset[name].to_numpy().tolist()])
-    chosen: np.ndarray[Any, Any] = values == value
-    if not chosen.any():
-        raise HeadError(
-            f"no sample has {where}", f"values: {sorted(set(map(str, dataset[name].values)))[:8]}"
-        )
-    return chosen
-
-
-def _read_labels(path: Path, band: int) -> "xr.DataArray":
-    import rioxarray
-
-    try:
-        opened: Any = rioxarray.open_rasterio(path)
-    except Exception as error:  # rasterio's errors have no common parent
-        raise HeadError(f"{path} cannot be read as a raster ({error})", "give a GeoTIFF") from error
-    if not 1 <= band <= opened.sizes["band"]:
-        raise HeadError(
-            f"{path} has {opened.sizes['band']} bands, and band {band} is asked for",
-            "give --band or --error-band, from 1",
-        )
-    plane: xr.DataArray = opened.isel(band=band - 1, drop=True)
-    return plane
-
-
-def _numbers(labels: "xr.DataArray", ignore: float | None) -> "xr.DataArray":
-    """Bring numbers to float64 with NaN for what is none."""
-    values = labels.astype("float64")
-    for nothing in (labels.rio.nodata, ignore):
-        if nothing is not None:
-            values = values.where(values != nothing)
-    return values.rio.write_nodata(float("nan"))  # type: ignore[no-any-return]
 
 
 def _network(decoder: str, options: list[str], steps: int | None) -> dict[str, Any]:
@@ -386,10 +359,6 @@ def _whole(value: float) -> float | int:
     return int(value) if value.is_integer() else value
 
 
-def _undated(embedding: "xr.DataArray") -> "xr.DataArray":
-    return embedding.isel(time=0) if "time" in embedding.dims else embedding
-
-
 @app.command()
 def predict(
     store: Store,
@@ -403,6 +372,9 @@ def predict(
     interval: Annotated[
         float | None,
         typer.Option(help="Of biomass: write the bounds that hold this share, 0.9, beside it."),
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Day of a store of several, as 2024-07-31.")
     ] = None,
     option: StorageOption = None,
 ) -> None:
@@ -418,7 +390,8 @@ def predict(
     from nec.archive import open_store
     from nec.heads import BiomassRegressor, load_head, write_map
 
-    dataset = open_store(store, storage_options=storage_options(option))
+    check_folder(out)
+    dataset = at_time(open_store(store, storage_options=storage_options(option)), time)
     if "y" not in dataset["embedding"].coords:
         raise HeadError(f"{store} is an image collection without a place", "map a scene's store")
     fitted = load_head(head)
@@ -426,7 +399,7 @@ def predict(
         raise HeadError("a biomass head maps tokens", "leave out --cells")
     if interval is not None and not isinstance(fitted, BiomassRegressor):
         raise HeadError(f"{head} gives classes, which have no interval", "leave out --interval")
-    vectors = _undated(dataset["scene_embedding" if cells else "embedding"])
+    vectors = one_time(dataset, "scene_embedding" if cells else "embedding")
     mapped = fitted.predict(vectors)
     write_map(mapped, out)
     console.print(f"[bold]{escape(str(out))}[/bold]: {dict(mapped.sizes)}")

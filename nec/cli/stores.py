@@ -14,6 +14,7 @@ from nec.cli.terminal import (
     StorageOption,
     Store,
     app,
+    check_folder,
     console,
     progress_bar,
     storage_options,
@@ -87,6 +88,7 @@ def fit(
         sample = open_embedding(source, rule=rule)
     if codebook is None:
         codebook = "auto" if getattr(sample, "dims", ())[:1] == ("sample",) else "0"
+    check_folder(compressor)
     fitted = Compressor.fit(
         sample,
         bytes_per_vector=size,
@@ -153,6 +155,7 @@ def info(
     console.print(table)
     _print_shares(store, options)
     if quicklook is not None:
+        check_folder(quicklook)
         console.print(f"quicklook: {escape(str(dataset.nec.quicklook(quicklook)))}")
 
 

@@ -53,6 +53,18 @@ def storage_options(options: list[str] | None) -> dict[str, str]:
     return {key: value for key, _, value in pairs}
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file whose folder is not there, before the work that it is to hold.
+
+    Raises
+    ------
+    StoreError
+        There is no such folder.
+    """
+    if not path.parent.is_dir():
+        raise StoreError(f"{path.parent} is no folder, for {path.name}", f"mkdir {path.parent}")
+
+
 @contextmanager
 def progress_bar(title: str) -> "Iterator[Callable[[RunProgress], None]]":
     """Yield a callable that shows how far a run is: shards, rates, time left."""

@@ -20,7 +20,7 @@ from nec.heads.rules import (
     TemperedRule,
     fitted_temperature,
 )
-from nec.heads.vectors import Origin, sample_labels, sample_rows
+from nec.heads.vectors import Origin, plain_labels, sample_labels, sample_rows
 
 
 class SceneClassifier(EmbeddingClassifier):
@@ -159,7 +159,7 @@ class SceneClassifier(EmbeddingClassifier):
         """
         check_is_fitted(self)
         self._check_origin(X)
-        labels = sample_labels(X, y) if isinstance(X, xr.DataArray) else np.asarray(y)
+        labels = sample_labels(X, y) if isinstance(X, xr.DataArray) else plain_labels(y)
         return self._accuracy(self._checked(X), labels, sample_weight)
 
     def _rows(self, X: Any) -> Any:

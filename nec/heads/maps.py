@@ -231,7 +231,14 @@ def write_map(
         plain, finished = Path(folder) / "plain.tif", Path(folder) / "cog.tif"
         _write_plain(labels, plain, names, table, block)
         resampling = "average" if numbers else "mode"
-        copy(plain, finished, driver="COG", compress="deflate", overview_resampling=resampling)
+        copy(
+            plain,
+            finished,
+            driver="COG",
+            compress="deflate",
+            overview_resampling=resampling,
+            bigtiff="IF_SAFER",
+        )
         finished.replace(path)
     return path
 
@@ -331,6 +338,8 @@ def _write_plain(
         "transform": Affine.from_gdal(*Lattice.of(labels).transform),
         "tiled": True,
         "compress": "deflate",
+        # How much compression leaves is not known beforehand.
+        "BIGTIFF": "IF_SAFER",
     }
     with rasterio.open(path, "w", **profile) as raster:
         if names:

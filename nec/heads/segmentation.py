@@ -13,7 +13,7 @@ from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
 from nec.heads.rules import LinearRule, Rows, Rule
 from nec.heads.terratorch_decoders import check_decoder, installed_version
-from nec.heads.vectors import Origin, labelled_rows, scene_pairs
+from nec.heads.vectors import Origin, labelled_rows, plain_labels, scene_pairs
 from nec.heads.windows import WINDOW
 from nec.sampling import without_time
 
@@ -59,7 +59,7 @@ class Segmenter(EmbeddingClassifier):
     max_windows : int, default 256
         Windows of 32 x 32 tokens that networks learn from, at most; of more a random part.
     random_state : int, default 0
-        Seed of networks.
+        Seed of networks, and of which tokens are taken of more than `max_samples`.
 
     Attributes
     ----------
@@ -155,6 +155,9 @@ class Segmenter(EmbeddingClassifier):
         MissingLibraryError
             The decoder is TerraTorch's, which is not installed.
         """
+        for name in ("upsampling", "width", "steps", "batch_size"):
+            if self.decoder != "linear" and not getattr(self, name) >= 1:
+                raise HeadError(f"{name}={getattr(self, name)!r} is too small", "give 1 and more")
         if self.decoder not in DECODERS:
             check_decoder(self.decoder, self.decoder_options)
         elif self.decoder_options:
@@ -215,7 +218,7 @@ class Segmenter(EmbeddingClassifier):
         scenes = scene_pairs(X, y)
         if scenes is None:
             self._check_origin(X)
-            return self._accuracy(self._checked(X), np.asarray(y), sample_weight)
+            return self._accuracy(self._checked(X), plain_labels(y), sample_weight)
         if sample_weight is not None:
             raise HeadError("sample_weight goes with (n, d) vectors only", "leave it out")
         for embedding, _ in scenes:
@@ -352,7 +355,11 @@ class Segmenter(EmbeddingClassifier):
         most = None if self.max_samples is None else max(1, self.max_samples // len(scenes))
         parts = [
             labelled_rows(
-                without_time(embedding), labels, ignore_index=self.ignore_index, most=most
+                without_time(embedding),
+                labels,
+                ignore_index=self.ignore_index,
+                most=most,
+                seed=self.random_state,
             )
             for embedding, labels in scenes
         ]

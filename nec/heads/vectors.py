@@ -195,6 +195,7 @@ def labelled_rows(
     *,
     ignore_index: Any,
     most: int | None = None,
+    seed: int = 0,
 ) -> tuple[Rows, NDArray[Any]]:
     """Vectors and labels of the tokens that have both.
 
@@ -210,7 +211,9 @@ def labelled_rows(
     ignore_index : int, str or None
         The value that means "no label".
     most : int, optional
-        Tokens to take, about; of more labels a random part.
+        Tokens to take, about; of more labels a random part, the same however it is chunked.
+    seed : int
+        Of that part.
 
     Returns
     -------
@@ -232,14 +235,13 @@ def labelled_rows(
         share = min(1.0, most / max(there, 1))
         if share < 1:
             logger.warning("%d tokens have a label: learning from about %d", there, most)
-    rng = np.random.default_rng(0)
     # Windows are chunks. Slices of a lazy array would each look through all of its chunks.
     chunks = embedding.data.to_delayed(optimize_graph=False) if lazy else None
     parts, found = [], []
     for at, (rows, columns) in enumerate(windows):
         values, valid = raster.window(rows, columns)
         if share < 1:
-            valid = valid & (rng.random(valid.shape) < share)
+            valid = valid & (_drawn(rows, columns, embedding.sizes["x"], seed) < share)
         if valid.any():
             if chunks is None:
                 parts.append(_taken(embedding.data[:, rows, columns], valid))
@@ -261,6 +263,16 @@ def _windows(array: xr.DataArray, dim: Hashable) -> list[slice]:
     sizes = array.chunksizes.get(dim, (array.sizes[dim],))
     stops = np.cumsum(sizes).tolist()
     return [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
+
+
+def _drawn(rows: slice, columns: slice, width: int, seed: int) -> NDArray[np.float64]:
+    """Return a uniform number for each token of a window; each row of tokens has its own."""
+    return np.stack(
+        [
+            np.random.default_rng((seed, row)).random(width)[columns]
+            for row in range(rows.start, rows.stop)
+        ]
+    )
 
 
 def _taken(block: Rows, valid: NDArray[np.bool_]) -> Rows:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from nec.archive import Layout, StoreWriter, TokenGrid
 from nec.codec import NecCodec
@@ -259,10 +260,18 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
     )
 
 
+def _plain(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the strings of a store, which are of a type of their own, as numpy's fixed ones."""
+    if values.dtype.kind not in "TO":
+        return values
+    held = values.tolist()
+    return np.array(held) if all(isinstance(item, str) for item in held) else values
+
+
 def _vectors_job(array: xr.DataArray, compressor: Compressor, attributes: dict[str, Any]) -> Job:
     """Return the job of vectors (sample, band) without a place: they are `scene_embedding`."""
     coordinates = {
-        str(name): values.to_numpy()
+        str(name): _plain(values.to_numpy())
         for name, values in array.coords.items()
         if values.dims == ("sample",)
     }

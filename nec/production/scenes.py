@@ -144,6 +144,8 @@ def _in_table(path: Path, text: str) -> list[SceneEntry]:
         )
     entries = []
     for number, row in enumerate(reader, start=2):
+        if not row["path"]:
+            raise SceneError(f"line {number} of {path} has no path", "give the file of the scene")
         try:
             options = {key: read(row[key]) for key, read in _COLUMNS.items() if row.get(key)}
         except ValueError as error:

@@ -19,6 +19,8 @@ from nec.scene.scene import Scene
 #: Images without a place; red, green and blue in this order.
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp"})
 DEFAULT_GSD = 10.0
+# By how much pixels may differ: those of two zones do a little.
+SAME_GSD = 0.01
 _DISPLAY = Scaling(1 / 255, 0.0, "8-bit display values / 255")
 _AS_GIVEN = Scaling(1.0, 0.0, "reflectance as given")
 
@@ -98,7 +100,7 @@ class ImageCollection:
             Common names: of the array's bands, or those to read from GeoTIFFs (see `open_scene`).
             Pictures are red, green, blue and take none.
         gsd : float, optional
-            Metres; 10 by default.
+            Metres; that of rasters by default, and 10 of what does not say.
         scale, offset : float, optional
             How the numbers of GeoTIFFs become reflectance; see `open_scene`. Others take none.
         files : sequence of path, optional
@@ -114,10 +116,9 @@ class ImageCollection:
         if isinstance(source, ImageCollection):
             _refuse("an open ImageCollection", {"bands": bands, "gsd": gsd, **scales})
             return source
-        gsd = float(gsd or DEFAULT_GSD)
         if isinstance(source, np.ndarray | xr.DataArray):
             _refuse("an array of images", scales)
-            return cls._of_array(source, bands, gsd)
+            return cls._of_array(source, bands, float(gsd or DEFAULT_GSD))
         folder = Path(source)
         known = PICTURE_SUFFIXES | RASTER_SUFFIXES
         if files is None:
@@ -151,6 +152,7 @@ class ImageCollection:
             options = {"bands": bands, **scales}
             scenes = _open_alike(paths, options)
             names, scaling = scenes[0].bands, scenes[0].scaling
+            gsd = gsd or round(scenes[0].gsd, 4)
             shape = tuple(int(s) for s in scenes[0].geobox.shape)
             boxes = [scene.geobox for scene in scenes]
             coordinates["crs"] = np.array([str(box.crs) for box in boxes])
@@ -161,7 +163,7 @@ class ImageCollection:
             folder.name,
             names,
             (shape[0], shape[1]),
-            gsd,
+            float(gsd or DEFAULT_GSD),
             scaling,
             coordinates,
             tuple(paths),
@@ -286,6 +288,12 @@ def _open_alike(paths: Sequence[Path], options: Mapping[str, Any]) -> tuple[Scen
 
     first = traits(scenes[0])
     for path, scene in zip(paths, scenes, strict=True):
+        if abs(scene.gsd / scenes[0].gsd - 1) > SAME_GSD:
+            raise SceneError(
+                f"{path.name} has pixels of {scene.gsd:g} m, the first image ({paths[0].name}) of "
+                f"{scenes[0].gsd:g} m",
+                "a store holds images of one resolution: encode them apart",
+            )
         for trait, value in traits(scene).items():
             if value != first[trait]:
                 raise SceneError(
@@ -303,6 +311,11 @@ def _read_picture(path: Path) -> NDArray[np.float32]:
 
     try:
         with Image.open(path) as picture:
+            if picture.mode.startswith(("I", "F")):
+                raise SceneError(
+                    f"{path} holds numbers of more than 8 bits (mode {picture.mode})",
+                    "pictures are of 8 bits: convert it to a GeoTIFF and give scale=",
+                )
             pixels = np.asarray(picture.convert("RGBA"), np.float32)
     except (OSError, UnidentifiedImageError) as error:
         raise SceneError(

@@ -133,7 +133,7 @@ def read_items(source: Any) -> "list[pystac.Item]":
     if isinstance(opened, pystac.Item):
         return [opened]
     if isinstance(opened, pystac.Catalog):
-        items = list(opened.get_items(recursive=True))
+        items = _all_items(opened, source)
     elif isinstance(opened, pystac.ItemCollection):
         items = list(opened)
     else:
@@ -141,6 +141,15 @@ def read_items(source: Any) -> "list[pystac.Item]":
     if not items:
         raise SceneError(f"{source} holds no item", "widen the search that it comes from")
     return items
+
+
+def _all_items(catalog: "pystac.Catalog", source: Any) -> "list[pystac.Item]":
+    try:
+        return list(catalog.get_items(recursive=True))
+    except Exception as error:  # pystac's errors have no common parent
+        raise SceneError(
+            f"an item of {source} cannot be read ({error})", "check the links of the catalog"
+        ) from error
 
 
 def scene_name(item: "pystac.Item") -> str:
