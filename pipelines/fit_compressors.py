@@ -5,7 +5,7 @@
 One basis for all rates, fitted to embeddings of training images alone: EuroSAT's training
 images (RGB and multispectral) and the Sentinel-2 patches and seasons; no image of a test pool,
 no evaluation scene. A fifth of the images is held out of the fit and, but for other seasons of
-places that are in it, states the fidelity. A packed model in the place of the run is fitted anew.
+places that are in it, states the fidelity. A packed model may stand in the place of the run.
 """
 
 import argparse
@@ -107,17 +107,23 @@ def held_out(places: list[str]) -> tuple[list[int], list[int]]:
 
 
 def fit_rates(
-    pieces: list[np.ndarray], places: list[str], out: Path
+    pieces: list[np.ndarray], places: list[str], out: Path, *, keep: bool = False
 ) -> dict[str, dict[str, float]]:
-    """Fit a compressor a rate, of one basis, and save it; what it does to pieces held out."""
+    """Fit a compressor a rate, of one basis, and save it; what it does to pieces held out.
+
+    With `keep` those that are there already are measured.
+    """
     fitted, held = held_out(places)
     basis, fidelity = None, {}
     for rate, options in RATES.items():
-        compressor = Compressor.fit(
-            [pieces[i] for i in fitted], **options, basis=basis, gamma=GAMMA
-        )
-        basis = compressor.basis
-        compressor.save(out / f"{rate}.json")
+        if keep:
+            compressor = Compressor.load(out / f"{rate}.json")
+        else:
+            compressor = Compressor.fit(
+                [pieces[i] for i in fitted], **options, basis=basis, gamma=GAMMA
+            )
+            basis = compressor.basis
+            compressor.save(out / f"{rate}.json")
         measured = compressor.measure([pieces[i] for i in held])
         fidelity[rate] = measured.to_dict()
         print(rate, "fit", compressor.fidelity, "held out", measured, flush=True)
@@ -193,6 +199,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("nec/weights/nec-tiny"))
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
     parser.add_argument("--count", type=int, default=1000, help="EuroSAT RGB images to fit on")
+    parser.add_argument(
+        "--keep", action="store_true", help="measure the compressors that are there, fit none"
+    )
     args = parser.parse_args()
 
     config = VisionTransformerConfig()
@@ -206,7 +215,7 @@ def main() -> None:
     packed = args.run / CARD
     training = json.loads(packed.read_text())["training"] if packed.exists() else None
     pieces, places = sample_features(encoder, args.data, args.split, count=args.count)
-    fidelity = fit_rates(pieces, places, args.out)
+    fidelity = fit_rates(pieces, places, args.out, keep=args.keep)
     card = {
         "name": args.out.name,
         "encoder": config.to_dict(),

@@ -235,7 +235,8 @@ def lowrank_encoder(found: dict[str, Any]) -> str:
         names = list(next(iter(size["bytes_at_accuracy"].values())))
         rows = [("bytes a vector at the accuracy", *names)]
         for level, of in size["bytes_at_accuracy"].items():
-            rows.append((level, *("-" if of[n] is None else f"{of[n]:.3f}" for n in names)))
+            sizes = ("-" if of[n] is None else f"{of[n]:.3f}" for n in names)
+            rows.append((f"{float(level):.1%}", *sizes))
         shown.append(table(*rows))
     if moved := found.get("attacks", {}).get("embedding_shift"):
         rows = [("embedding under PGD", "shift", "shift by noise", "nearer to another image")]
