@@ -178,6 +178,12 @@ class Compressor:
             raise CompressorError(
                 "a compressor is fitted to bytes_per_vector= or to cosine=", "give one of them"
             )
+        if bytes_per_vector is not None and not bytes_per_vector > 0:
+            raise CompressorError(
+                f"bytes_per_vector={bytes_per_vector} is no size", "give more than 0"
+            )
+        if cosine is not None and not cosine > 0:
+            raise CompressorError(f"cosine={cosine} is no fidelity", "give one above 0, below 1")
         if relative_steps is not None and (
             basis is None or np.shape(relative_steps) != np.shape(basis)[1:]
         ):

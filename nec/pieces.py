@@ -78,6 +78,7 @@ def pooled(pieces: list[NDArray[np.float32]], cell: int = 16) -> list[NDArray[np
         n, h, w, d = values.shape
         ch, cw = min(cell, h), min(cell, w)
         cut = values[:, : h - h % ch, : w - w % cw]
+        cut = np.where(np.isnan(cut).any(-1, keepdims=True), np.nan, cut)
         cells = cut.reshape(n, h // ch, ch, w // cw, cw, d)
         count = (~np.isnan(cells)).sum((2, 4))
         means = np.nansum(cells, (2, 4)) / np.where(count > 0, count, np.nan)

@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,19 @@ def test_resume_after_a_kill_gives_the_same_bytes(
     assert tree(path) == tree(store)
 
 
+def test_a_codec_that_was_sent_elsewhere_writes_the_same(codecs: tuple[NecCodec, NecCodec]) -> None:
+    values = field((32, 32))[None] + np.float32(0.05) * np.random.default_rng(0).normal(
+        size=(1, BANDS, 32, 32)
+    ).astype(np.float32)
+    coding = codecs[0].coding
+    for change in ({}, {"falloff": 4.0}, {"min_cosine": 0.999}, {"lagrangian": 0.0}):
+        codec = NecCodec(replace(coding, **change))
+        there = pickle.loads(pickle.dumps(codec))
+        assert there.encode_array(values) == codec.encode_array(values)
+    codings = [pickle.loads(pickle.dumps(codecs[0])).coding for _ in range(2)]
+    assert codings[0] is codings[1]  # compiled once
+
+
 def test_two_producers_of_one_run_meet(
     tmp_path: Path, make: Make, values: np.ndarray, store: Path
 ) -> None:
@@ -454,6 +468,35 @@ def test_damage_is_named(sealed: Path) -> None:
     assert "nec/manifest.json" in {p.key for p in verify(sealed).problems}
     with pytest.raises(StoreError, match=r"manifest\.json .* missing"):
         open_store(sealed)
+
+
+@pytest.mark.parametrize("key", ["y/c/0", "nec/basis/c/0/0", "nec/vectors/embedding/chunk/c/0"])
+def test_what_tasks_do_not_fill_is_not_sealed_when_it_is_lost(store: Path, key: str) -> None:
+    kept = (store / key).read_bytes()
+    (store / key).unlink()
+    with pytest.raises(StoreError, match=f"{key} .*is missing"):
+        seal(store)
+    if not key.startswith("nec/vectors"):
+        with pytest.raises(StoreError, match=f"{key} .* is missing"):
+            _ = open_store(store).load(), open_store(store).nec.basis
+    (store / key).write_bytes(kept)
+    flip(store / key)
+    with pytest.raises(StoreError, match=f"{key} .*is damaged"):
+        seal(store)
+    assert not verify(store).ok
+    (store / key).write_bytes(kept)
+    flip(store / "y" / "zarr.json", 30)
+    with pytest.raises(StoreError, match=r"y/zarr.json"):
+        seal(store)
+
+
+def test_documents_are_those_of_the_checked_root(sealed: Path) -> None:
+    document = sealed / "nec" / "basis" / "zarr.json"
+    text = document.read_text()
+    assert f'"shape":[{BANDS},{BANDS}]' in text
+    document.write_text(text.replace(f'"shape":[{BANDS},{BANDS}]', f'"shape":[{BANDS},7]'))
+    assert open_store(sealed).nec.basis.shape == (BANDS, BANDS)
+    assert not verify(sealed).ok
 
 
 def test_lost_shard_of_an_unsealed_store(store: Path) -> None:

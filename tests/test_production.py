@@ -10,9 +10,13 @@ import xarray as xr
 from conftest import RasterWriter
 
 import nec
+from nec.encoders.tiling import Tiling
 from nec.errors import CompressorError, ModelError, NecError, SceneError, StoreError
 from nec.model import Model
 from nec.production import Progress
+from nec.production.features import pool_cells
+from nec.production.job import check_tiling
+from nec.production.measures import task_figures
 from nec.scene import ImageCollection, open_scene
 
 
@@ -260,6 +264,27 @@ def test_collections_of_pictures_in_class_folders(model: Model, tmp_path: Path) 
     assert "odd.png" in next(iter(failed.failures.values()))
 
 
+def test_chips_that_do_not_cover_an_image_are_refused(model: Model) -> None:
+    for core, halo in ((64, -16), (0, 0), (16, 32)):
+        with pytest.raises(ModelError, match="do not cover an image"):
+            check_tiling(model, Tiling(core=core, halo=halo))
+    check_tiling(model, Tiling(core=64, halo=64))
+
+
+def test_a_vector_with_a_missing_band_is_in_no_mean() -> None:
+    features = np.ones((3, 16, 16), np.float32)
+    features[:, 2, 3] = (1000, np.nan, 1000)
+    assert np.array_equal(pool_cells(features)[:, 0, 0], [1, 1, 1])
+
+
+def test_cosines_are_of_features() -> None:
+    features = np.random.default_rng(0).normal(size=(4, 8, 8)).astype(np.float32)
+    embedding = features[:2]
+    told = task_figures(features, embedding, embedding, None)
+    kept = np.linalg.norm(embedding, axis=0) / np.linalg.norm(features, axis=0)
+    assert told["cosine_sum"] == pytest.approx(kept.sum(), rel=1e-5)
+
+
 def test_embeddings_of_others_are_compressed(tmp_path: Path) -> None:
     import rioxarray  # noqa: F401 - registers .rio
 
@@ -276,6 +301,10 @@ def test_embeddings_of_others_are_compressed(tmp_path: Path) -> None:
     compressor = nec.Compressor.fit(array, cosine=0.9995)
     report = nec.encode(array, tmp_path / "e.zarr", model=compressor)
     assert report.cosine_mean == pytest.approx(0.9995, abs=0.0005)
+    # The same numbers elsewhere are another store.
+    for moved in (array.rio.write_crs("EPSG:32633"), array.assign_coords(x=array.x + 7680)):
+        with pytest.raises(StoreError, match=r"lies elsewhere: its (proj|spatial):"):
+            nec.encode(moved, tmp_path / "e.zarr", model=compressor)
     features = xr.open_zarr(tmp_path / "e.zarr").nec.features()
     features = features.sel(y=array.y, x=array.x).transpose("y", "x", "feature").to_numpy()
     assert np.array_equal(np.isnan(features), np.isnan(values))

@@ -141,6 +141,21 @@ def _first_time_blind(publication: Any) -> Any:
     return check
 
 
+def test_remains_of_another_store_are_not_mixed_in(sealed: Path) -> None:
+    import fsspec
+
+    files = fsspec.filesystem("memory")
+    files.pipe("/remains.zarr/embedding/c/9/9/0", b"of another store")
+    with pytest.raises(StoreError, match=r"not of this store, as embedding/c/9/9/0"):
+        nec.publish(sealed, "memory://remains.zarr")
+    files.rm("/remains.zarr/embedding/c/9/9/0")
+    # Of the same key and size, and other bytes: nothing tells them apart but sending it.
+    key = "y/c/0"
+    files.pipe(f"/remains.zarr/{key}", bytes(len((sealed / key).read_bytes())))
+    nec.publish(sealed, "memory://remains.zarr")
+    assert files.cat_file(f"/remains.zarr/{key}") == (sealed / key).read_bytes()
+
+
 def test_refusals(sealed: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="plain files"):
         nec.publish(sealed, str(tmp_path / "copy.zarr"))

@@ -13,7 +13,7 @@ from nec.archive.manifest import KEY, manifest_documents, read_manifest
 from nec.archive.metadata import sha256
 from nec.archive.objects import CheckedStore
 from nec.archive.receipts import StoredObject
-from nec.archive.seal import root_entry, settled_objects
+from nec.archive.seal import root_entry, settled_objects, sweep_manifest
 from nec.archive.series import TimeStep, is_series, load_step, settle, times_of
 from nec.archive.temporaries import locked, tidy
 from nec.errors import StoreError
@@ -64,6 +64,7 @@ class Contents:
                 raise StoreError(f"{path} is unfinished", "run the same encode again, then commit")
             tidy(path)
             settle(path, root)
+            sweep_manifest(path)
             objects, notes = settled_objects(path, root, allow_failed=allow_failed, read=False)
             return cls(root, objects, manifest_documents(objects, notes), _steps(path, root))
 

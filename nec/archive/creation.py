@@ -1,5 +1,6 @@
 """A new store: all but its vectors, built aside and renamed into place."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -65,7 +66,14 @@ def create(
     StoreError
         The codec does not fit the layout, or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise  # told apart by runs, which end
+        raise StoreError(
+            f"{path.parent} cannot become a folder ({error.strerror})", "choose another path"
+        ) from error
     with building(path) as folder:
         root = zarr.create_group(folder, zarr_format=3)
         for array in layout.arrays():

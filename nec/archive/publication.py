@@ -94,7 +94,12 @@ def publish(
     objects = _objects(path, root)
     if root_entry(root) != objects.pop(ROOT):
         raise StoreError(f"{ROOT} of {path} is not the one that was sealed", "run nec verify")
-    lacking = [k for k in objects if not _is_there(path / k, there.get(k))]
+    if ROOT not in there and (strange := sorted(there.keys() - objects.keys())):
+        raise StoreError(
+            f"{name} holds what is not of this store, as {strange[0]}",
+            "choose another address, or remove what a publication of another store left there",
+        )
+    lacking = [k for k in objects if not _is_there(path / k, there.get(k), known=ROOT in there)]
     done, sent = len(objects) - len(lacking), 0
     for at in range(0, len(lacking), _BATCH):
         batch = {k: checked_object(path, k, objects[k]) for k in lacking[at : at + _BATCH]}
@@ -132,14 +137,16 @@ def _listed(files: Any, base: str) -> dict[str, dict[str, Any]]:
     return {path.removeprefix(base).lstrip("/"): about for path, about in found.items()}
 
 
-def _is_there(file: Path, about: dict[str, Any] | None) -> bool:
+def _is_there(file: Path, about: dict[str, Any] | None, *, known: bool) -> bool:
+    """Say whether an object need not be sent; `known`: the store's own root is there already."""
     if about is None or about.get("size") != file.stat().st_size:
         return False
     tag = str(about.get("ETag", "")).strip('"')
     # Tags of parted or encrypted uploads are no MD5.
     if len(tag) == 32 and "-" not in tag:
         return tag == hashlib.md5(file.read_bytes(), usedforsecurity=False).hexdigest()
-    return True
+    # Where storage tells no digest, an object of the same size may be of another store.
+    return known
 
 
 def _objects(path: Path, root: Mapping[str, Any]) -> dict[str, StoredObject]:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from nec.archive.creation import read_root, stored_arrays
+import numpy as np
+
+from nec.archive.creation import child_document, read_root, stored_arrays
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import FOLDER, KEY, check_seal, seal_of, write_manifest
@@ -15,6 +17,7 @@ from nec.archive.receipts import FOLDER as RECEIPTS
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt, read_object
 from nec.archive.series import FOLDER as SCENES
 from nec.archive.series import Fingerprints, is_step_key, settle
+from nec.archive.shard import damage
 from nec.archive.temporaries import locked, put, tidy
 from nec.errors import StoreError
 
@@ -88,8 +91,7 @@ def _seal(path: Path, *, allow_failed: bool) -> None:
         return
     tidy(path)
     settle(path, root)
-    shutil.rmtree(path / FOLDER, ignore_errors=True)
-    (path / KEY).unlink(missing_ok=True)
+    sweep_manifest(path)
     objects, notes = settled_objects(path, root, allow_failed=allow_failed)
     manifest = write_manifest(path, objects, notes)
     own = {**root["attributes"]["nec"], "seal": seal_of(manifest)}
@@ -97,6 +99,12 @@ def _seal(path: Path, *, allow_failed: bool) -> None:
     put(path / "zarr.json", canonical(root))
     shutil.rmtree(path / RECEIPTS)
     logger.info("sealed %s: %d objects, manifest %s", path, len(objects), manifest.sha256)
+
+
+def sweep_manifest(path: Path) -> None:
+    """Remove the manifest that a sealing which was cut short has left."""
+    shutil.rmtree(path / FOLDER, ignore_errors=True)
+    (path / KEY).unlink(missing_ok=True)
 
 
 def settled_objects(
@@ -127,6 +135,7 @@ def settled_objects(
     StoreError
         Tasks are pending or failed, an object is damaged, or a file does not belong there.
     """
+    _check_fixed(path, root)
     vouched = Fingerprints(path, root)
     receipts = [_settled(path, task, vouched, allow_failed=allow_failed) for task in _tasks(root)]
     for receipt in receipts if read else ():
@@ -143,6 +152,29 @@ def settled_objects(
     statuses = [receipt.status for receipt in receipts]
     counts = {status: statuses.count(status) for status in ("written", "missing", "failed")}
     return objects, {"tasks": counts, "failed": failed}
+
+
+def _check_fixed(path: Path, root: dict[str, Any]) -> None:
+    """Refuse a store of which metadata, a coordinate, the basis or a test vector is damaged."""
+    remedy = "restore it from a copy, or encode again"
+    for name, document in root["consolidated_metadata"]["metadata"].items():
+        copy = {k: v for k, v in document.items() if k != "consolidated_metadata"}
+        try:
+            own = child_document(path, name)
+        except FileNotFoundError:
+            raise StoreError(f"{name}/zarr.json of {path} is missing", remedy) from None
+        if own != copy:
+            raise StoreError(f"{name}/zarr.json of {path} differs from its copy", remedy)
+    filled = {array.name for array in filled_arrays(root)}
+    for name, array in stored_arrays(root).items():
+        # A scalar is all fill value: it has no object.
+        for index in np.ndindex(array.objects) if name not in filled and array.shape else ():
+            data = read_object(path / array.key_at(index))
+            if data is None:
+                raise StoreError(f"{array.key_at(index)} of {path} is missing", remedy)
+            if problems := damage(array, data):
+                where = f"{array.key_at(index)} of {path}"
+                raise StoreError(f"{where} is damaged: {'; '.join(problems)}", remedy)
 
 
 def _tasks(root: dict[str, Any]) -> list[Task]:

@@ -1,7 +1,7 @@
 """The codec as Zarr v3 sees it: ``{"name": "nec", "configuration": {...}}``."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from zarr.core.array_spec import ArraySpec
     from zarr.core.buffer import Buffer, NDBuffer
 
-_CODINGS: dict[str, Coding] = {}
+_CODINGS: dict[tuple[Any, ...], Coding] = {}
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,11 @@ class NecCodec(ArrayBytesCodec):
         return {"name": "nec", "configuration": self.coding.to_dict()}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled with its tables by every task: the other side compiles each coding once.
-        return _unpickled, (self.coding.digest.hex(), self.coding.to_dict())
+        # Pickled with its tables by every task: the other side compiles each coding once. What
+        # encoders alone heed is not in the digest, and the falloff not even in the configuration.
+        coding = self.coding
+        heeded = (coding.lagrangian, coding.min_cosine, coding.falloff)
+        return _unpickled, (coding.digest.hex(), heeded, coding.to_dict())
 
     def encode_array(self, values: NDArray[np.float32]) -> bytes:
         """Code one chunk of the array; see `nec.codec.chunk.encode_chunk`."""
@@ -112,10 +115,14 @@ class NecCodec(ArrayBytesCodec):
         raise NotImplementedError
 
 
-def _unpickled(digest: str, configuration: dict[str, Any]) -> NecCodec:
-    if digest not in _CODINGS:
-        _CODINGS[digest] = Coding.from_dict(configuration)
-    return NecCodec(_CODINGS[digest])
+def _unpickled(
+    digest: str, heeded: tuple[float, float, float], configuration: dict[str, Any]
+) -> NecCodec:
+    key = (digest, *heeded)
+    if key not in _CODINGS:
+        _, _, falloff = heeded
+        _CODINGS[key] = replace(Coding.from_dict(configuration), falloff=falloff)
+    return NecCodec(_CODINGS[key])
 
 
 def _as_samples(shape: tuple[int, ...]) -> tuple[int, int, int, int]:

@@ -60,8 +60,9 @@ class TerraTorchEncoder:
         self._load(checkpoint)
         self.patch_size = self.kind.patch_of(self.network)
         with torch.inference_mode():
-            blank = torch.zeros(1, len(self.bands), self.kind.edge, self.kind.edge)
-            self.dim = self.kind.run(self.network, blank, self.bands, 10.0, None).shape[1]
+            shown = self.kind.bands if self.kind.fills else self.bands
+            blank = torch.zeros(1, len(shown), self.kind.edge, self.kind.edge)
+            self.dim = self.kind.run(self.network, blank, list(shown), 10.0, None).shape[1]
 
     def _made(self) -> nn.Module:
         try:
@@ -94,6 +95,7 @@ class TerraTorchEncoder:
         ModelError
             If bands are not the backbone's, or chips are no squares that its patches fill.
         """
+        bands = self._named(bands)
         self._check(chips, bands)
         order = [band for band in self.bands if band in bands]
         mean, deviation = torch.tensor(
@@ -110,6 +112,13 @@ class TerraTorchEncoder:
             torch.autocast(chips.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             return self.kind.run(self.network, x, order, gsd, time).float()
+
+    def _named(self, bands: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the bands by the backbone's names: nir and nir08 serve each other."""
+        for given, own in (("nir", "nir08"), ("nir08", "nir")):
+            if given not in self.bands and own in self.bands and own not in bands:
+                bands = tuple(own if band == given else band for band in bands)
+        return bands
 
     def _check(self, chips: Tensor, bands: tuple[str, ...]) -> None:
         if chips.ndim != 4 or len(bands) != chips.shape[1] or len(set(bands)) < len(bands):

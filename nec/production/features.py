@@ -256,6 +256,7 @@ class VectorFeatures:
 def pool_cells(features: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of the valid tokens of each cell, (dim, y / CELL, x / CELL)."""
     dim, h, w = features.shape
+    features = np.where(np.isnan(features).any(0), np.nan, features)
     cut = features.reshape(dim, h // CELL, CELL, w // CELL, CELL)
     count = (~np.isnan(cut)).sum((2, 4))
     total = np.nansum(cut, axis=(2, 4))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from nec.archive import StoreWriter, Task
+from nec.archive.state import is_sealed
 from nec.errors import StoreError
 from nec.production.engine import Engine
 from nec.production.job import Job
@@ -63,7 +64,13 @@ class Filling:
     def finish(self) -> EncodeReport:
         """Add up the receipts, and write what the store says of itself."""
         outcome = report(self.writer, self.writer.path, self.resumed)
-        self.writer.finish({"nec": measured(outcome)})
+        try:
+            self.writer.finish({"nec": measured(outcome)})
+        except StoreError:
+            if not is_sealed(self.writer.path, self.writer.fingerprint):
+                raise
+            log.info("%s was sealed by another producer of this run", self.writer.path)
+            return outcome
         if outcome.vectors == 0 and not outcome.failed:
             log.warning("%s holds no valid vector: the source is all nodata", self.writer.path)
         return outcome

@@ -131,6 +131,11 @@ def _source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
 def check_tiling(model: Model, tiling: Tiling) -> None:
     """Check that chips fit cells and patches; ModelError where they do not."""
     patch = model.encoder.patch_size
+    if tiling.core < patch or not 0 <= tiling.halo <= tiling.core:
+        raise ModelError(
+            f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not cover an image",
+            f"choose a core of {patch} and more, and a halo from 0 to the core",
+        )
     if (CELL * patch) % tiling.core or tiling.core % patch or tiling.halo % patch:
         raise ModelError(
             f"chips of {tiling.core} pixels with a halo of {tiling.halo} do not fit cells of "

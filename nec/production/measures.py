@@ -88,6 +88,11 @@ def task_figures(
     """
     a, b = (np.moveaxis(v, -3, -1) for v in (embedding, decoded))
     cosine = cosines(a, b)
+    if embedding.shape[-3] < features.shape[-3]:
+        # Of features: what a basis of fewer components leaves out counts.
+        lengths = (np.linalg.norm(v, axis=-3) for v in (embedding, features))
+        kept, whole = (np.asarray(length, np.float64) for length in lengths)
+        cosine = cosine * kept / np.where(whole > 0, whole, np.nan)
     cosine = cosine[~np.isnan(cosine)]
     figures: dict[str, Any] = {
         "vectors": len(cosine),
