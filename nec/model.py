@@ -150,7 +150,7 @@ class Model:
             network.cuda()
         return VisionTransformerEncoder(self.name, network, precision=self.precision)
 
-    def compressor(self, rate: str | float) -> Compressor:
+    def compressor(self, rate: str | float | Path) -> Compressor:
         """Return the compressor of a rate: its name, the nearest in bytes a vector, or of a file.
 
         Raises
@@ -160,6 +160,7 @@ class Model:
         CompressorError
             If the file is no compressor.
         """
+        rate = str(rate) if isinstance(rate, Path) else rate
         if isinstance(rate, str) and rate.endswith(".json"):
             fitted = Compressor.load(rate)
             if len(fitted.basis) != self.encoder.dim:

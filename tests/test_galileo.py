@@ -79,6 +79,7 @@ def test_a_compressor_is_fitted_and_encoded_with(
         assert result.exit_code == 0, result.output
     info = nec.open(store).nec.info
     assert (info["model"], info["rate"], info["bands"]) == ("galileo-96", "g.json", list(RGB))
+    assert nec.encode(scene, store, model=model, rate=fitted).resumed == 1
     with pytest.raises(ModelError, match="compresses 96 features"):
         nec.load_model("nec-tiny").compressor(str(fitted))
 

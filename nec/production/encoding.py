@@ -26,7 +26,7 @@ def encode(
     store: str | Path,
     *,
     model: str | Path | Model | Compressor = "nec-tiny",
-    rate: str | float = "medium",
+    rate: str | float | Path = "medium",
     bands: Any = None,
     scale: float | None = None,
     offset: float | None = None,

@@ -73,7 +73,7 @@ def job_of(
     source: Any,
     *,
     model: str | Path | Model | Compressor,
-    rate: str | float = "medium",
+    rate: str | float | Path = "medium",
     min_cosine: float | None = None,
     tiling: Tiling | None = None,
     **options: Any,
@@ -145,7 +145,7 @@ def check_tiling(model: Model, tiling: Tiling) -> None:
 
 
 def scene_job(
-    scene: Scene, model: Model, rate: str | float, tiling: Tiling, min_cosine: float | None
+    scene: Scene, model: Model, rate: str | float | Path, tiling: Tiling, min_cosine: float | None
 ) -> Job:
     """Return the job of a scene: shards of its token grid, read and embedded by window."""
     compressor = model.compressor(rate).guarded(min_cosine)
@@ -176,7 +176,7 @@ def scene_job(
 
 
 def collection_job(
-    collection: ImageCollection, model: Model, rate: str | float, min_cosine: float | None
+    collection: ImageCollection, model: Model, rate: str | float | Path, min_cosine: float | None
 ) -> Job:
     """Return the job of an image collection: shards of samples, each embedded whole."""
     encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
@@ -337,7 +337,7 @@ def usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ..
 
 
 def own_attributes(
-    model: Model, compressor: Compressor, rate: str | float, bands: Sequence[str]
+    model: Model, compressor: Compressor, rate: str | float | Path, bands: Sequence[str]
 ) -> dict[str, Any]:
     """Say what made a store's vectors, and from which bands, for its `nec` block."""
     takes = model.encoder.bands
@@ -351,7 +351,7 @@ def own_attributes(
         **({} if model.backend == "torch" else {"backend": model.backend}),
         "basis": compressor.basis_hash,
         "space": "klt",
-        "rate": Path(rate).name if isinstance(rate, str) else rate,
+        "rate": Path(rate).name if isinstance(rate, str | Path) else rate,
         "bands": list(bands),
         **({"substituted": substituted} if substituted else {}),
         **_promise(compressor),

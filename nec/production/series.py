@@ -127,7 +127,12 @@ class Series:
             by_time[task.time].append(receipt)
         own = measured(outcome)
         own["masked_fraction"] = [masked_fraction(by_time[at]) for at in sorted(by_time)]
-        finished = writer.finish({"nec": own})
+        try:
+            finished = writer.finish({"nec": own})
+        except StoreError:
+            if not is_sealed(self.path, writer.fingerprint):
+                raise
+            finished = False  # another producer of this run has sealed it
         self.closed(self.name, outcome)
         if finished and self.settings.sealing and not outcome.failed:
             seal(self.path)
