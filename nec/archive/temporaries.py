@@ -28,6 +28,7 @@ def beside(path: Path) -> Path:
 def put(path: Path, data: bytes) -> None:
     """Write a file so that it is seen whole or not at all, and is there after a power cut."""
     for attempt in range(_ATTEMPTS):
+        fresh = [folder for folder in path.parents if not folder.exists()]
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = beside(path)
         try:
@@ -45,7 +46,18 @@ def put(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         else:
+            # A name outlives a power cut once its folder is written, and so does a folder's own.
+            for folder in (path.parent, *(folder.parent for folder in fresh)):
+                _sync(folder)
             return
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
