@@ -55,7 +55,10 @@ _TAKEN: dict[Task, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-Time = typer.Option(help="Day of a store of several, as 2024-07-31; points take all without.")
+TimeOption = Annotated[
+    str | None,
+    typer.Option("--time", help="Day of a store of several, as 2024-07-31; points take all."),
+]
 
 
 @app.command()
@@ -75,7 +78,8 @@ def train(
         typer.Option(help="Number that is no label; in a raster of classes -1. Nodata never is."),
     ] = None,
     band: Annotated[
-        int | None, typer.Option(help="Band of --labels that holds them; the first, 1.")
+        int | None,
+        typer.Option(help="Band of --labels that holds them, from 1.", show_default="1"),
     ] = None,
     error_band: Annotated[
         int | None, typer.Option(help="Band of --labels with their standard errors (biomass).")
@@ -87,10 +91,16 @@ def train(
     error_column: Annotated[
         str | None, typer.Option(help="Column of --points with standard errors (biomass).")
     ] = None,
-    units: Annotated[str | None, typer.Option(help="Of the measurements (biomass); Mg/ha.")] = None,
+    units: Annotated[
+        str | None,
+        typer.Option(help="Of the measurements (biomass).", show_default="Mg/ha"),
+    ] = None,
     se_floor: Annotated[
         float | None,
-        typer.Option(help="Smallest standard error that is believed (biomass), in --units; 10."),
+        typer.Option(
+            help="Smallest standard error that is believed (biomass), in --units.",
+            show_default="10",
+        ),
     ] = None,
     label: Annotated[
         str | None, typer.Option(help="Coordinate of an image collection with the classes.")
@@ -100,13 +110,15 @@ def train(
         typer.Option(help="Train on samples of this kind only, as set=train; the others test."),
     ] = None,
     method: Annotated[
-        str | None, typer.Option(help="linear, knn or mlp, of --points and --label; linear.")
+        str | None,
+        typer.Option(help="linear, knn or mlp, of --points and --label.", show_default="linear"),
     ] = None,
     decoder: Annotated[
         str | None,
         typer.Option(
-            help="Of classes of --labels: linear (if nothing is said) labels tokens; conv, fpn, or "
-            "a decoder of TerraTorch by name, such as UperNetDecoder, label pixels."
+            help="Of classes of --labels: linear labels tokens; conv, fpn, or a decoder of "
+            "TerraTorch by name, such as UperNetDecoder, label pixels.",
+            show_default="linear",
         ),
     ] = None,
     decoder_option: Annotated[
@@ -114,7 +126,7 @@ def train(
         typer.Option(help="Of TerraTorch's decoder, as channels=32 (JSON); may be repeated."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of a --decoder.")] = None,
-    time: Annotated[str | None, Time] = None,
+    time: TimeOption = None,
     option: StorageOption = None,
 ) -> None:
     """Train a head on the embeddings of a store; a model card (.md) is written beside it.
@@ -373,9 +385,7 @@ def predict(
         float | None,
         typer.Option(help="Of biomass: write the bounds that hold this share, 0.9, beside it."),
     ] = None,
-    time: Annotated[
-        str | None, typer.Option(help="Day of a store of several, as 2024-07-31.")
-    ] = None,
+    time: TimeOption = None,
     option: StorageOption = None,
 ) -> None:
     """Map a store with a head: classes, or a quantity in its units.
