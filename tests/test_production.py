@@ -10,6 +10,7 @@ import xarray as xr
 from conftest import RasterWriter
 
 import nec
+from nec.archive import StoreWriter
 from nec.encoders.tiling import Tiling
 from nec.errors import CompressorError, ModelError, NecError, SceneError, StoreError
 from nec.model import Model
@@ -318,3 +319,24 @@ def test_embeddings_of_others_are_compressed(tmp_path: Path) -> None:
         nec.encode(array.fillna(0).astype("i1"), tmp_path / "f.zarr", model=compressor)
     with pytest.raises(CompressorError, match="dims y, x and band"):
         nec.encode(values, tmp_path / "f.zarr", model=compressor)
+
+
+def test_a_store_that_another_producer_seals_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rioxarray  # noqa: F401 - registers .rio
+
+    values = np.random.default_rng(0).normal(size=(40, 40, 4)).astype("f4")
+    coords = {"y": 5e6 - 10.0 * np.arange(40) - 5, "x": 4e5 + 10.0 * np.arange(40) + 5}
+    array = xr.DataArray(values, dims=("y", "x", "band"), coords=coords).rio.write_crs(32632)
+    finish = StoreWriter.finish
+
+    def too_late(writer: StoreWriter, attributes: dict) -> bool:
+        finish(writer, attributes)
+        nec.seal(writer.path)
+        return finish(writer, attributes)
+
+    monkeypatch.setattr(StoreWriter, "finish", too_late)
+    report = nec.encode(array, tmp_path / "s.zarr", model=nec.Compressor.fit(array, cosine=0.99))
+    assert (report.failed, report.vectors) == (0, 1600)
+    assert nec.verify(tmp_path / "s.zarr").ok
