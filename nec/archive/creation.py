@@ -1,6 +1,5 @@
 """A new store: all but its vectors, built aside and renamed into place."""
 
-import errno
 import json
 import os
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ from nec.archive.metadata import (
     root_attributes,
     stamp_root,
 )
-from nec.archive.temporaries import building
+from nec.archive.temporaries import FATAL, building
 from nec.archive.vectors import FOLDER as VECTORS
 from nec.archive.vectors import make_vector
 from nec.codec import NecCodec
@@ -69,8 +68,8 @@ def create(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            raise  # told apart by runs, which end
+        if error.errno in FATAL:
+            raise
         raise StoreError(
             f"{path.parent} cannot become a folder ({error.strerror})", "choose another path"
         ) from error
@@ -233,6 +232,12 @@ def read_root(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"no store at {path}: it has no zarr.json", "check the path") from error
     return parse_root(data, str(path))
+
+
+def consolidated_document(root: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one array's or group's ``zarr.json`` as the root has it."""
+    document = root["consolidated_metadata"]["metadata"][name]
+    return {k: v for k, v in document.items() if k != "consolidated_metadata"}
 
 
 def child_document(path: Path, name: str) -> dict[str, Any]:

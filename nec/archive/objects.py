@@ -17,7 +17,7 @@ from zarr.core.buffer import Buffer, BufferPrototype, default_buffer_prototype
 from zarr.core.sync import sync
 from zarr.storage import FsspecStore, LocalStore, WrapperStore
 
-from nec.archive.creation import stored_arrays
+from nec.archive.creation import consolidated_document, stored_arrays
 from nec.archive.grid import Task
 from nec.archive.manifest import KEY, Manifest, check_seal, read_part
 from nec.archive.metadata import canonical, parse_root
@@ -131,12 +131,9 @@ class CheckedStore(WrapperStore[Store]):
     def _document(self, key: str) -> dict[str, Any] | None:
         """Return an array's or a group's ``zarr.json`` as the checked root has it."""
         name, _, file = key.rpartition("/")
-        if file != "zarr.json":
+        if file != "zarr.json" or name not in self.root["consolidated_metadata"]["metadata"]:
             return None
-        document = self.root["consolidated_metadata"]["metadata"].get(name)
-        if document is None:
-            return None
-        return {k: v for k, v in document.items() if k != "consolidated_metadata"}
+        return consolidated_document(self.root, name)
 
     def _keep(self, key: str, data: bytes) -> None:
         self._kept[key] = data

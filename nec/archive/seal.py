@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from nec.archive.creation import child_document, read_root, stored_arrays
+from nec.archive.creation import (
+    child_document,
+    consolidated_document,
+    read_root,
+    stored_arrays,
+)
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import FOLDER, KEY, check_seal, seal_of, write_manifest
@@ -157,13 +162,12 @@ def settled_objects(
 def _check_fixed(path: Path, root: dict[str, Any]) -> None:
     """Refuse a store of which metadata, a coordinate, the basis or a test vector is damaged."""
     remedy = "restore it from a copy, or encode again"
-    for name, document in root["consolidated_metadata"]["metadata"].items():
-        copy = {k: v for k, v in document.items() if k != "consolidated_metadata"}
+    for name in root["consolidated_metadata"]["metadata"]:
         try:
             own = child_document(path, name)
         except FileNotFoundError:
             raise StoreError(f"{name}/zarr.json of {path} is missing", remedy) from None
-        if own != copy:
+        if own != consolidated_document(root, name):
             raise StoreError(f"{name}/zarr.json of {path} differs from its copy", remedy)
     filled = {array.name for array in filled_arrays(root)}
     for name, array in stored_arrays(root).items():

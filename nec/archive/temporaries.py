@@ -4,6 +4,7 @@ A producer holds a lock on what it is building; the kernel drops it when the pro
 whatever is not locked was left by a kill. Writing needs a POSIX file system, reading does not.
 """
 
+import errno
 import os
 import shutil
 import time
@@ -18,6 +19,8 @@ SUFFIX = ".partial"
 # A folder is made an instant before it is locked: younger ones are left alone, seconds.
 _YOUNG = 10
 _ATTEMPTS = 5
+# No use in going on: every further write would fail the same way.
+FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def beside(path: Path) -> Path:

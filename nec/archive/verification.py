@@ -9,7 +9,13 @@ import numpy as np
 import zarr
 from zarr.core.sync import sync
 
-from nec.archive.creation import child_document, read_root, stored_arrays, stored_codec
+from nec.archive.creation import (
+    child_document,
+    consolidated_document,
+    read_root,
+    stored_arrays,
+    stored_codec,
+)
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout
 from nec.archive.manifest import KEY, check_seal, read_part
@@ -273,9 +279,8 @@ def _compare(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredO
 
 
 def _metadata(check: _Check, root: dict[str, Any], *, sealed: bool) -> None:
-    for name, document in root["consolidated_metadata"]["metadata"].items():
-        key = f"{name}/zarr.json"
-        copy = {k: v for k, v in document.items() if k != "consolidated_metadata"}
+    for name in root["consolidated_metadata"]["metadata"]:
+        key, copy = f"{name}/zarr.json", consolidated_document(root, name)
         try:
             own = child_document(check.path, name)
             # An append changes the root first; the next one, or sealing, makes up for it.

@@ -11,7 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from nec.errors import HeadError
-from nec.heads.labels import LabelRaster
+from nec.heads.labels import PHASE, LabelRaster
 from nec.heads.rules import Rows
 from nec.heads.windows import neighbour_rows, read_window, windows_of
 from nec.sampling import Lattice, crs_of
@@ -22,8 +22,6 @@ logger = logging.getLogger(__name__)
 CACHE = 1 << 28
 # Bytes of a part, about: where labels are dense, neighbourhoods are many times the window.
 PART = 1 << 26
-# By how much of a token scenes of one lattice may be off.
-PHASE = 0.01
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarse
 # Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
 # than those of embeddings, and are not to be read once for each.
 KEPT = 1 << 27
-PHASE = 0.01  # of a token that coordinates of labels matched by shape may be off
+PHASE = 0.01  # of a token that coordinates of one lattice may be off
 
 
 class LabelBlocks:

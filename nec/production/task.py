@@ -1,6 +1,5 @@
 """One task from pixels to receipt, with retries; on any thread of any process."""
 
-import errno
 import logging
 import pickle
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nec.archive import StoreWriter, Task
+from nec.archive.temporaries import FATAL
 from nec.errors import NecError, SceneReadError, StoreError
 from nec.production.features import Size, Stopwatch
 from nec.production.job import Job
@@ -21,8 +21,6 @@ from nec.rotation import rotate
 
 log = logging.getLogger(__name__)
 
-# No use in going on: every further task would fail the same way.
-_FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Jobs that a process keeps unpickled: tasks of one store come one after the other.
 _KEPT = 4
 
@@ -86,7 +84,7 @@ def passing(error: Exception) -> bool:
 
 def is_full(error: BaseException) -> bool:
     """Whether nothing more can be written: no room, or a read-only disk."""
-    return isinstance(error, OSError) and error.errno in _FATAL
+    return isinstance(error, OSError) and error.errno in FATAL
 
 
 def full(path: Path, error: BaseException) -> StoreError:
