@@ -1,7 +1,7 @@
 """Stores filled task by task, a bounded number of tasks under way at any time."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,16 +64,26 @@ class Filling:
     def finish(self) -> EncodeReport:
         """Add up the receipts, and write what the store says of itself."""
         outcome = report(self.writer, self.writer.path, self.resumed)
-        try:
-            self.writer.finish({"nec": measured(outcome)})
-        except StoreError:
-            if not is_sealed(self.writer.path, self.writer.fingerprint):
-                raise
-            log.info("%s was sealed by another producer of this run", self.writer.path)
-            return outcome
-        if outcome.vectors == 0 and not outcome.failed:
+        if finish(self.writer, measured(outcome)) and outcome.vectors == 0 and not outcome.failed:
             log.warning("%s holds no valid vector: the source is all nodata", self.writer.path)
         return outcome
+
+
+def finish(writer: StoreWriter, own: Mapping[str, Any]) -> bool:
+    """Write what a store says of itself; False where another producer of the run finishes it.
+
+    Raises
+    ------
+    StoreError
+        Another run has sealed it.
+    """
+    try:
+        return writer.finish({"nec": own})
+    except StoreError:
+        if not is_sealed(writer.path, writer.fingerprint):
+            raise
+        log.info("%s was sealed by another producer of this run", writer.path)
+        return False
 
 
 def fill(

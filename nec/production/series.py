@@ -34,7 +34,7 @@ from nec.codec import NecCodec
 from nec.errors import NecError, StoreError
 from nec.production.contributors import merged
 from nec.production.features import SceneFeatures
-from nec.production.filling import Filling, measured
+from nec.production.filling import Filling, finish, measured
 from nec.production.job import Job, own_attributes
 from nec.production.measures import EncodeReport, masked_fraction, report
 from nec.production.placement import PlacedScene, SeriesSettings, place_scenes
@@ -127,12 +127,7 @@ class Series:
             by_time[task.time].append(receipt)
         own = measured(outcome)
         own["masked_fraction"] = [masked_fraction(by_time[at]) for at in sorted(by_time)]
-        try:
-            finished = writer.finish({"nec": own})
-        except StoreError:
-            if not is_sealed(self.path, writer.fingerprint):
-                raise
-            finished = False  # another producer of this run has sealed it
+        finished = finish(writer, own)
         self.closed(self.name, outcome)
         if finished and self.settings.sealing and not outcome.failed:
             seal(self.path)
