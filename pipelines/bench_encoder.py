@@ -43,7 +43,8 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="folder of the development data")
     parser.add_argument("--out", type=Path, default=Path("docs/benchmarks/encoder"))
     parser.add_argument("--split", type=Path, default=Path("catalogs/eurosat/split.csv"))
-    parser.add_argument("--weights", type=Path, help="another encoder.safetensors than nec-tiny's")
+    parser.add_argument("--model", default="nec-tiny", help="name of the model, or its folder")
+    parser.add_argument("--weights", type=Path, help="an encoder.safetensors in its place")
     parser.add_argument("--noiseless", type=Path, help="encoder.safetensors trained without noise")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     args = parser.parse_args()
@@ -52,7 +53,7 @@ def main() -> None:
         encoder = encoder_of(args.weights, VisionTransformerConfig())
         digest = sha256_of(args.weights)
     else:
-        model = load_model("nec-tiny")
+        model = load_model(args.model)
         encoder, digest = model.encoder, model.weights_sha256
     config = encoder.network.config
     twin = encoder_of(None, config)

@@ -31,6 +31,11 @@ def learning_rate(step: int, steps: int, cooldown: int) -> float:
     return min(1.0, (step + 1) / warm_up, (steps - step) / max(cooldown, 1))
 
 
+def _unending(stage: dict[str, str]) -> dict[str, str]:
+    """Return what of a call's arguments its steps before the cooldown hang on."""
+    return {k: v for k, v in stage.items() if k not in ("steps", "cooldown", "run", "plot")}
+
+
 @dataclass
 class Course:
     """An objective in training, and how far it is; it resumes where a checkpoint was taken.
@@ -148,9 +153,7 @@ class Course:
         """
         if checkpoint.exists():
             self._load(checkpoint)
-        stage = {k: str(v) for k, v in vars(args).items() if k != "stop_after"}
-        if stage not in self.stages[-1:]:
-            self.stages.append(stage)
+        self._begin_stage({k: str(v) for k, v in vars(args).items() if k != "stop_after"})
         first, started, cpu = self.step, time.perf_counter(), time.process_time()
         before = self.cpu_hours
         last = min(self.steps, first + (args.stop_after or self.steps))
@@ -165,6 +168,17 @@ class Course:
                 if kept is not None:
                     kept()
         return self.step == self.steps
+
+    def _begin_stage(self, stage: dict[str, str]) -> None:
+        """Keep the arguments of a call, for those of the last where only the end has moved."""
+        if self.stages:
+            before = self.stages[-1]
+            steps, cooldown = int(before["steps"]), before.get("cooldown", "None")
+            settled = round((1 - SETTLED) * steps) if cooldown == "None" else steps - int(cooldown)
+            if self.step <= settled and _unending(stage) == _unending(before):
+                self.stages.pop()
+        if stage not in self.stages[-1:]:
+            self.stages.append(stage)
 
     def _load(self, checkpoint: Path) -> None:
         device = next(self.objective.parameters()).device

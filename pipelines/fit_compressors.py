@@ -150,6 +150,13 @@ def card_text(card: dict) -> str:
         if len(training["commands"]) > 1
         else ""
     )
+    # Results of nec-tiny have no number, those of its successors have theirs.
+    which = card["name"].removeprefix("nec-tiny").replace("-", "_")
+    main_job = ", and `docs/benchmarks/main_job.json`, by\n  `pipelines/bench_main_job.py`"
+    begun = ""
+    if training.get("begun"):
+        before = training["begun"]
+        begun = f" after those of [{before}](../{before}/README.md), from its weights on"
     kept = float(training["last_keep"])
     unmasked = f" (to {kept:.0%} in the last {training['cooldown']} steps)" if kept > 0.25 else ""
     rows = "\n".join(
@@ -165,12 +172,12 @@ for `nir08`), at ground sampling distances around 10 to 30 m; 8-bit RGB pictures
 reflectance 0 to 1.
 
 - **Data**: {training["data"]}.
-- **Training**: {training["steps"]} steps of {training["batch"]} chips, seed {training["seed"]},
-  {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a quarter of their
-  tokens{unmasked}; reconstruction of hidden tokens, agreement of the views, a linear
-  prediction of each patch's colour and texture from its embedding{taught}{noise}. The weights
-  are a running average. Loss curve: `docs/benchmarks/pretrain_encoder.png`; what each part gives:
-  `docs/encoder.md`.
+- **Training**: {training["steps"]} steps of {training["batch"]} chips{begun}, seed
+  {training["seed"]}, {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a
+  quarter of their tokens{unmasked}; reconstruction of hidden tokens, agreement of the views, a
+  linear prediction of each patch's colour and texture from its embedding{taught}{noise}. The
+  weights are a running average. Loss curve: `docs/benchmarks/pretrain_encoder{which}.png`; what
+  each part gives: `docs/encoder.md`.
 
 ```sh
 {commands}
@@ -183,9 +190,8 @@ reflectance 0 to 1.
 |---|---|---|---|
 {rows}
 
-- **Accuracy of heads** on its embeddings: `docs/benchmarks/encoder.json`, by
-  `pipelines/bench_encoder.py`, and `docs/benchmarks/main_job.json`, by
-  `pipelines/bench_main_job.py`.
+- **Accuracy of heads** on its embeddings: `docs/benchmarks/encoder{which}.json`, by
+  `pipelines/bench_encoder.py`{"" if which else main_job}.
 - **Licence**: {card["licence"]} for the weights; the images' own licences are above.
 - **Limits**: a short schedule; few places and seasons, no clouds, no radar. Photos of 0.3 m
   and snow are far from what it has seen.
@@ -224,7 +230,7 @@ def main() -> None:
         "licence": "Apache-2.0",
         "training": training or training_of(args.run),
         "compressors": {
-            "command": "python pipelines/fit_compressors.py runs/pretrain ../shared/data",
+            "command": command_of(args.run, args.out),
             "held_out": fidelity,
         },
     }
@@ -232,17 +238,26 @@ def main() -> None:
     (args.out / "README.md").write_text(card_text(card))
 
 
+def command_of(run: Path, out: Path) -> str:
+    """Return the command that packs a run, or a packed model anew, as models call it."""
+    begun = f"nec/weights/{run.name}" if (run / CARD).exists() else f"runs/{run.name}"
+    return (
+        f"python pipelines/fit_compressors.py {begun} ../shared/data --out nec/weights/{out.name}"
+    )
+
+
 def training_of(run: Path) -> dict[str, Any]:
     """Return what the card says of the training."""
     state = torch.load(run / "checkpoint.pt", map_location="cpu", weights_only=True)
     commands = [
-        "python pipelines/pretrain_encoder.py ../shared/data "
+        f"python pipelines/pretrain_encoder.py ../shared/data --run runs/{run.name} "
         + " ".join(f"--{k.replace('_', '-')} {stage[k]}" for k in RECIPE if stage[k] != "None")
         for stage in state["stages"]
     ]
     recipe = state["stages"][-1]
     return {
         "commands": commands,
+        "begun": None if recipe["init"] == "None" else Path(recipe["init"]).parent.name,
         "steps": state["step"],
         **{
             k: recipe[k]

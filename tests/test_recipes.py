@@ -139,7 +139,7 @@ def test_a_course_that_goes_on_takes_the_rates_and_the_steps_of_the_new_call(tmp
     images = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
     truth = images @ torch.randn(16, 16, generator=torch.Generator().manual_seed(1))
 
-    def taken(steps, peak):
+    def taken(steps, peak, stop_after=None):
         torch.manual_seed(0)
         objective = torch.nn.Module()
         objective.network = torch.nn.Sequential(torch.nn.Linear(16, 16))
@@ -153,8 +153,8 @@ def test_a_course_that_goes_on_takes_the_rates_and_the_steps_of_the_new_call(tmp
         def step(_):
             course.take_step(lambda: {"loss": (objective.network(images) - truth).square().mean()})
 
-        args = Namespace(batch=32, stop_after=None, steps=steps, peak=peak)
-        assert course.run(tmp_path / "checkpoint.pt", args, step)
+        args = Namespace(batch=32, stop_after=stop_after, steps=steps, peak=peak)
+        assert course.run(tmp_path / "checkpoint.pt", args, step) == (stop_after is None)
         return course
 
     first = taken(24, 1e-2)
@@ -162,3 +162,13 @@ def test_a_course_that_goes_on_takes_the_rates_and_the_steps_of_the_new_call(tmp
     assert second.step == 60
     assert [group["peak"] for o in second.optimizers for group in o.param_groups] == [2e-2]
     assert second.log[-1]["loss"] < first.log[-1]["loss"]
+
+    # An end that is moved before the rates fall leaves no trace in the steps, so none in what a
+    # card tells of them.
+    taken(120, 2e-2, stop_after=2)
+    third = taken(150, 2e-2)
+    assert [(s["steps"], s["peak"]) for s in third.stages] == [
+        ("24", "0.01"),
+        ("60", "0.02"),
+        ("150", "0.02"),
+    ]
