@@ -48,11 +48,11 @@ class Views:
         chips, gsd, _, generator = self._imagery.batch(
             step, self._args.batch, multispectral_every=self._args.multispectral_every
         )
-        view, scale, _ = random_view(
-            chips, gsd, generator=generator, least_area=self._args.least_area
-        )
+        whole = step % 100 < 100 * self._args.whole
+        least_area = 1.0 if whole else self._args.least_area
+        view, scale, _ = random_view(chips, gsd, generator=generator, least_area=least_area)
         present = (~chips[0, :, 0, 0].isnan()).nonzero().flatten().tolist()
-        index = random_bands(present, generator=generator)
+        index = present if whole else random_bands(present, generator=generator)
         view = view[:, index]
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
             return view, index, scale, self._teacher(view, index, scale).float()
@@ -155,6 +155,9 @@ def options() -> argparse.Namespace:
     parser.add_argument("--core-steps", type=int, default=50, help="steps between augmentations")
     parser.add_argument("--multispectral-every", type=int, default=2, help="one step in so many")
     parser.add_argument("--least-area", type=float, default=0.4, help="of a view's crop")
+    parser.add_argument(
+        "--whole", type=float, default=0.0, help="share of steps on whole chips in all their bands"
+    )
     return parser.parse_args()
 
 
