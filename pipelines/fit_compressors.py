@@ -52,10 +52,9 @@ def collection_features(
     """Return features (sample, y, x, dim) of images of a folder."""
     options = {"bands": bands, "scale": 1e-4} if files[0].endswith(".tif") else {}
     collection = ImageCollection.open(folder, files=files, **options)
-    which = [collection.bands.index(b) for b in bands]
     parts = []
     for at in range(0, len(files), 64):
-        images = collection.read(at, min(at + 64, len(files)))[:, which]
+        images = collection.read(at, min(at + 64, len(files)), bands)
         tokens = encoder.embed(torch.from_numpy(images), bands=bands, gsd=10.0)
         parts.append(tokens.permute(0, 2, 3, 1).numpy())
     return np.concatenate(parts)

@@ -199,6 +199,15 @@ def test_scenes_come_from_folders_lists_and_tables(scenes: Path, tmp_path: Path)
     (safe / "T33UUU_B02.jp2").touch()
     (scenes / "notes").mkdir()
     assert [entry.name for entry in find_scenes(scenes)] == ["S2A", "a", "b", "c"]
+    for product in ("HLS.S30.T33UUU.2020123T101031", "HLS.S30.T33UUU.2020128T101031"):
+        (tmp_path / "hls" / product).mkdir(parents=True)
+        (tmp_path / "hls" / product / "B02.tif").touch()
+    assert [entry.name for entry in find_scenes(tmp_path / "hls")] == [
+        "HLS.S30.T33UUU.2020123T101031",
+        "HLS.S30.T33UUU.2020128T101031",
+    ]
+    (signed,) = find_scenes("https://host/a%20b.tif?sig=x/SECRET1")
+    assert signed.name == "a b"
     (tmp_path / "list.txt").write_text("scenes/a.tif  # the first\n\nhttps://host/b.tif\n")
     entries = find_scenes(tmp_path / "list.txt")
     assert [entry.source for entry in entries] == [

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 
 import nec
 from nec.catalog import Description, build, check
-from nec.catalog.building import parse_interval
+from nec.catalog.building import longitudes, parse_interval
 from nec.catalog.facts import StoreFacts
 from nec.catalog.items import item_of
 from nec.cli import app
@@ -238,6 +238,17 @@ def embeddings_of(name: str, value: Any) -> Callable[[Path], None]:
             "emb:dimensions 64",
         ),
         (
+            lambda f: edit(f / "collection.json", lambda d: d.pop("emb:dimensions")),
+            "emb:dimensions 64",
+        ),
+        (
+            lambda f: edit(
+                f / "collection.json",
+                lambda d: d["extent"]["spatial"].__setitem__("bbox", [[179, -90, -179, 90]]),
+            ),
+            "leaves out item first",
+        ),
+        (
             lambda f: edit(
                 f / "collection.json",
                 lambda d: d.update(links=[k for k in d["links"] if k["rel"] != "emb:model"]),
@@ -422,6 +433,21 @@ def test_a_footprint_is_cut_at_the_antimeridian(
     assert west > 179 > -179 > east
     assert read(tmp_path / "out/collection.json")["extent"]["spatial"]["bbox"] == [found["bbox"]]
     assert check(tmp_path / "out") == ()
+
+
+@pytest.mark.parametrize(
+    ("spans", "hull"),
+    [
+        ([(1, 2), (-5, -4)], (-5, 2)),
+        ([(-170, -160), (170, 175)], (-170, 175)),
+        ([(179, -179), (178, 180)], (178, -179)),
+        ([(179, -179), (-1, 2)], (-1, -179)),
+        ([(179, -179), (-170, 160)], (179, 160)),
+        ([(179, -179), (-179, 179)], (-180, 180)),
+    ],
+)
+def test_longitudes_leave_out_the_widest_gap(spans: Any, hull: Any) -> None:
+    assert longitudes(spans) == hull
 
 
 def test_a_grid_without_a_code_is_told_by_wkt(

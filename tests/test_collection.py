@@ -97,6 +97,12 @@ def test_rasters_say_how_large_their_pixels_are(write_raster: RasterWriter, dn: 
         ImageCollection.open(folder)
 
 
+def test_a_sampling_distance_is_a_length(pictures: Path) -> None:
+    for gsd in (0, -10, float("nan")):
+        with pytest.raises(SceneError, match=f"gsd={gsd} is no ground sampling distance"):
+            ImageCollection.open(pictures, gsd=gsd)
+
+
 def test_pictures_of_16_bits_are_refused(pictures: Path) -> None:
     from PIL import Image
 

@@ -1,7 +1,10 @@
 """From a source to a store that plain xarray opens, and every way in which that can end."""
 
+import errno
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -207,6 +210,35 @@ def test_a_scene_of_nothing_but_nodata_is_recorded(
     assert xr.open_zarr(tmp_path / "empty.zarr")["embedding"].isnull().all()
 
 
+def test_a_band_that_is_not_used_hides_no_pixel(
+    write_raster: RasterWriter, model: Model, tmp_path: Path
+) -> None:
+    values = np.random.default_rng(0).integers(300, 3000, (4, 64, 64)).astype(np.uint16)
+    values[3] = 0
+    bands = ("blue", "green", "red", "cirrus")
+    write_raster("images/a.tif", values, bands=bands, scales=(1e-4,) * 4, nodata=0)
+    report = nec.encode(tmp_path / "images", tmp_path / "s.zarr", model=model)
+    assert report.vectors == 16 * 16
+
+
+def test_a_folder_that_may_not_be_written_to_is_said_so(
+    write_raster: RasterWriter, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = np.random.default_rng(0).integers(300, 3000, (3, 64, 64)).astype(np.uint16)
+    scene = write_raster("s.tif", values, bands=("blue", "green", "red"), scales=(1e-4,) * 3)
+
+    def refuse(code: int) -> None:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(StoreWriter, "finish", fail)
+
+    for code, told in ((errno.EACCES, "may be written to"), (errno.ENOSPC, "make room")):
+        refuse(code)
+        with pytest.raises(StoreError, match=rf"s.zarr cannot be written .*{told}"):
+            nec.encode(scene, tmp_path / "s.zarr", model=model)
+
+
 def test_a_scene_smaller_than_a_chip_is_padded(
     write_raster: RasterWriter, model: Model, tmp_path: Path
 ) -> None:
@@ -284,6 +316,8 @@ def test_cosines_are_of_features() -> None:
     told = task_figures(features, embedding, embedding, None)
     kept = np.linalg.norm(embedding, axis=0) / np.linalg.norm(features, axis=0)
     assert told["cosine_sum"] == pytest.approx(kept.sum(), rel=1e-5)
+    nothing = task_figures(0 * features, 0 * embedding, 0 * embedding, None)
+    assert (nothing["vectors"], nothing["cosine_min"]) == (64, 1.0)
 
 
 def test_embeddings_of_others_are_compressed(tmp_path: Path) -> None:
@@ -302,9 +336,10 @@ def test_embeddings_of_others_are_compressed(tmp_path: Path) -> None:
     compressor = nec.Compressor.fit(array, cosine=0.9995)
     report = nec.encode(array, tmp_path / "e.zarr", model=compressor)
     assert report.cosine_mean == pytest.approx(0.9995, abs=0.0005)
-    # The same numbers elsewhere are another store.
-    for moved in (array.rio.write_crs("EPSG:32633"), array.assign_coords(x=array.x + 7680)):
-        with pytest.raises(StoreError, match=r"lies elsewhere: its (proj|spatial):"):
+    # The same numbers elsewhere are another store, within a cell of the grid as well.
+    east = (array.assign_coords(x=array.x + by) for by in (20, 7680))
+    for moved in (array.rio.write_crs("EPSG:32633"), *east):
+        with pytest.raises(StoreError, match=r"e\.zarr is of another run"):
             nec.encode(moved, tmp_path / "e.zarr", model=compressor)
     features = xr.open_zarr(tmp_path / "e.zarr").nec.features()
     features = features.sel(y=array.y, x=array.x).transpose("y", "x", "feature").to_numpy()

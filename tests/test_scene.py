@@ -1,6 +1,7 @@
 """`nec.scene`: bands, grids, windows, missing pixels and scalings of all kinds of sources."""
 
 import logging
+import os
 import pickle
 import re
 import shutil
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+import rasterio.shutil
 import xarray as xr
 from affine import Affine
 from conftest import CORNER, RasterWriter
@@ -86,6 +88,11 @@ def test_zeros_in_all_bands_are_the_fill_of_known_sensors(
     assert not np.isnan(open_scene(other, scale=1e-4).read(ALL, ALL)).any()
     tagged = write_raster("S2_tagged.tif", dn, bands=("red", "nir"), nodata=65535)
     assert not np.isnan(open_scene(tagged).read(ALL, ALL)).any()
+    # A negative fill is no reflectance in any band.
+    dn = dn.astype(np.int16)
+    dn[0, 3, 4] = dn[1, 7, 8] = -9999
+    hls = open_scene(write_raster("HLS.S30.T33UUU.tif", dn, bands=("red", "nir")))
+    assert np.argwhere(np.isnan(hls.read(ALL, ALL)[1])).tolist() == [[3, 4], [7, 8]]
     # Of bands of two resolutions, all must be empty.
     for band, pixel, factor in (("B02", 10.0, 1), ("B11", 20.0, 2)):
         part = numbers(1, 12 // factor, 16 // factor)
@@ -320,6 +327,17 @@ def test_digest_follows_what_read_returns(write_raster: RasterWriter, tmp_path: 
     assert len({digest, *(scene.digest() for scene in others)}) == 6
 
 
+def test_what_a_mosaic_of_files_is_made_of_counts(write_raster: RasterWriter) -> None:
+    part = write_raster("part.tif", numbers(1), bands=("red",), scales=(1e-4,))
+    vrt = part.with_name("S2.vrt")
+    rasterio.shutil.copy(part, vrt, driver="VRT")
+    scene = open_scene(vrt)
+    before = scene.versions()
+    write_raster("part.tif", numbers(1) + 1, bands=("red",), scales=(1e-4,))
+    os.utime(part, ns=(1, 1))
+    assert scene.versions() != before
+
+
 def test_threads_and_processes_can_share_a_scene(rendered_scene: Path) -> None:
     scene = pickle.loads(pickle.dumps(open_scene(rendered_scene)))
     whole = scene.read(ALL, ALL)
@@ -427,6 +445,10 @@ def test_errors_of_bands_and_scalings(write_raster: RasterWriter) -> None:
         open_scene(path, bands={"swir16": "B99"})
     with error("band 3 is not in S2", ""):
         open_scene(path, bands={"swir16": 3})
+    for misspelt in (("red", "nier"), {"nier": 2}):
+        with error("'nier' is no common name of a band", "nir08"):
+            open_scene(path, bands=misspelt)
+    assert open_scene(path, bands={"rededge1": 2}).bands == ("rededge071",)
     with error("names a band twice", "once"):
         open_scene(path, bands=("red", "red"))
     with error("no band of S2_x is recognised (has: VV, unnamed 2)", "bands="):
@@ -445,6 +467,8 @@ def test_errors_of_bands_and_scalings(write_raster: RasterWriter) -> None:
     with error("counts holds floats that are no reflectance", "scale="):
         open_scene(path)
     assert open_scene(path, scale=1e-4).scaling.scale == 1e-4
+    with error("scale=nan is no number", "scale="):
+        open_scene(path, scale=float("nan"))
     path = write_raster("complex.tif", numbers().astype("complex64"), bands=("red", "nir"))
     with error("complex holds complex64 numbers", "convert"):
         open_scene(path)

@@ -165,6 +165,33 @@ def test_a_day_that_comes_too_late_is_refused_and_taken_in_elsewhere(
     assert objects(tmp_path / "new") == objects(tmp_path / "straight")
 
 
+def test_a_lost_object_of_a_series_that_is_used_again_is_made_anew(
+    write: Write, model: Model, tmp_path: Path
+) -> None:
+    write("s/20200501.tif", 1, corner=WITHIN)
+    encode(tmp_path / "s", tmp_path / "out", model)
+    whole = objects(tmp_path / "out")
+    next(the_store(tmp_path / "out").glob("embedding/c/*/*/*/*")).unlink()
+    assert encode(tmp_path / "s", tmp_path / "new", model, reuse=tmp_path / "out").ok
+    assert objects(tmp_path / "new") == whole
+
+
+def test_a_series_is_not_sealed_without_a_scene_that_may_come(
+    write: Write, model: Model, tmp_path: Path
+) -> None:
+    write("s/20200501.tif", 1, corner=WITHIN)
+    late = write("s/20200502.tif", 2, corner=WITHIN)
+    whole = late.read_bytes()
+    for broken in (whole[:4], whole[:-200]):  # its header, and its pixels
+        late.write_bytes(broken)
+        report = encode(tmp_path / "s", tmp_path / "out", model, sealing=True)
+        assert not report.ok
+        assert "seal" not in xr.open_zarr(the_store(tmp_path / "out")).attrs["nec"]
+    late.write_bytes(whole)
+    assert encode(tmp_path / "s", tmp_path / "out", model, sealing=True).ok
+    assert "seal" in xr.open_zarr(the_store(tmp_path / "out")).attrs["nec"]
+
+
 def test_a_bad_contributor_holds_up_its_own_shards_alone(
     write: Write, model: Model, tmp_path: Path
 ) -> None:

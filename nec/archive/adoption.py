@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from nec.archive.creation import read_root
-from nec.archive.receipts import StoredObject, load_receipt
+from nec.archive.receipts import StoredObject, load_receipt, read_object
 from nec.archive.series import Fingerprints, stored_days
 from nec.archive.writer import StoreWriter
 
@@ -50,7 +50,8 @@ def adopt(writer: StoreWriter, store: Path, day: np.datetime64) -> None:
         if receipt is None or receipt.status == "failed" or receipt.fingerprint != wanted:
             continue
         keys = {array.key(other): array.key(task) for array in writer.layout.arrays()}
-        objects = {key: (store / key).read_bytes() for key in receipt.objects}
-        if all(StoredObject.of(data) == receipt.objects[key] for key, data in objects.items()):
+        found = {key: read_object(store / key) for key in receipt.objects}
+        objects = {key: data for key, data in found.items() if data is not None}
+        if {key: StoredObject.of(data) for key, data in objects.items()} == receipt.objects:
             renamed = {keys[key]: data for key, data in objects.items()}
             writer.commit(task, renamed, figures=receipt.figures)

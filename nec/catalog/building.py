@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, time
 from pathlib import Path
@@ -282,17 +282,37 @@ def _extent(items: Sequence[pystac.Item], told: Description) -> pystac.Extent:
     boxes = [item.bbox for item in items if item.bbox is not None]
     if len(boxes) < len(items):
         boxes.append(list(told.bbox or _WORLD))
-    if any(west > east for west, _, east, _ in boxes):
-        # Over the antimeridian: west of it is the lesser of the wests that are east of Greenwich.
-        west = min((box[0] for box in boxes if box[0] > 0), default=-180.0)
-        east = max((box[2] for box in boxes if box[2] < 0), default=180.0)
-    else:
-        west, east = min(box[0] for box in boxes), max(box[2] for box in boxes)
+    west, east = longitudes((box[0], box[2]) for box in boxes)
     box = [west, min(box[1] for box in boxes), east, max(box[3] for box in boxes)]
     times = [when for item in items for when in interval_of(item)]
     return pystac.Extent(
         pystac.SpatialExtent([box]), pystac.TemporalExtent([[min(times), max(times)]])
     )
+
+
+def longitudes(spans: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return west and east of what holds all spans; west is greater over the antimeridian.
+
+    It is left only where a span crosses it already: then all but the widest gap between spans.
+    """
+    spans = list(spans)
+    if all(west <= east for west, east in spans):
+        return min(west for west, _ in spans), max(east for _, east in spans)
+    # Cut at the antimeridian, in order; what no span covers are the gaps.
+    parts = sorted(
+        part
+        for west, east in spans
+        for part in ([(west, east)] if west <= east else [(west, 180.0), (-180.0, east)])
+    )
+    gaps, reach = [], -180.0
+    for west, east in parts:
+        if west > reach:
+            gaps.append((west - reach, reach, west))
+        reach = max(reach, east)
+    if not gaps:
+        return -180.0, 180.0
+    _, east, west = max(gaps)
+    return west, east
 
 
 def interval_of(item: pystac.Item) -> Interval:

@@ -11,7 +11,7 @@ import pystac
 from pystac.errors import STACValidationError
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 
-from nec.catalog.building import COLLECTION, interval_of
+from nec.catalog.building import COLLECTION, interval_of, longitudes
 from nec.catalog.facts import StoreFacts, find_stores, root_of
 from nec.catalog.items import ASSET, EMBEDDINGS, item_of
 from nec.catalog.rules import broken_rules
@@ -130,7 +130,7 @@ class _Check:
         for what, is_now, should in _differences(item, expected):
             yield f"{name}: {what} is {_short(is_now)}, the store says {_short(should)}"
         for field, key in (("emb:dimensions", "geoemb:dimensions"), ("emb:type", "geoemb:type")):
-            if collection[field] != facts.attributes[key]:
+            if collection.get(field) != facts.attributes[key]:
                 yield f"{name}: its store has {field} {facts.attributes[key]}, the collection not"
 
     def _models(self, collection: dict[str, Any], items: list[dict[str, Any]]) -> Iterator[str]:
@@ -161,7 +161,7 @@ def _extent(collection: dict[str, Any], items: list[dict[str, Any]]) -> Iterator
         if (box := item.get("bbox")) is None:
             continue
         low, high = south - _TOLERANCE <= box[1], box[3] <= north + _TOLERANCE
-        inside = west > east or box[0] > box[2] or (west <= box[0] and box[2] <= east)
+        inside = longitudes([(west, east), (box[0], box[2])]) == (west, east)
         if not (low and high and inside):
             yield f"{COLLECTION}: extent {[west, south, east, north]} leaves out item {item['id']}"
 

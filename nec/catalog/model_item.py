@@ -1,6 +1,7 @@
 """The model that made the embeddings, as a STAC Item of the Machine Learning Model extension."""
 
 import base64
+import logging
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from nec.catalog.facts import StoreFacts
 from nec.catalog.items import multihash
 from nec.model import ENCODER, WEIGHTS, Model, list_models, load_model
 
+log = logging.getLogger(__name__)
+
 EO = "https://stac-extensions.github.io/eo/v2.0.0/schema.json"
 FOLDER = "models"
 # A model is of no place and no time: the whole world, and the interval that the extension's best
@@ -40,7 +43,15 @@ def known_model(facts: StoreFacts, model: str | Path | Model | None = None) -> M
         model = name
     # Any precision does: nothing is encoded, and torch stays out.
     known = model if isinstance(model, Model) else load_model(model, precision="float32")
-    return known if known.weights_sha256 == facts.own.get("weights_sha256") else None
+    if known.weights_sha256 == facts.own.get("weights_sha256"):
+        return known
+    log.warning(
+        "%s has other weights than the model of %s: the catalog says of the model what the store "
+        "says",
+        known.name,
+        facts.path,
+    )
+    return None
 
 
 def patch_of(model: Model | None) -> int | None:

@@ -124,7 +124,9 @@ def encode(
     halo: Annotated[
         int | None, typer.Option(help="Pixels that chips overlap beyond their cores, with --core.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Threads; all cores by default.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; all cores by default.")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="Dask scheduler whose workers do it (tcp://host:8786).")
     ] = None,
@@ -141,7 +143,7 @@ def encode(
     ] = False,
     catalog: Annotated[
         bool,
-        typer.Option("--catalog", help="With --each: describe the stores by STAC (nec catalog)."),
+        typer.Option("--catalog", help="With --each or --series: describe the stores by STAC."),
     ] = False,
 ) -> None:
     """Encode a scene, or a folder of images, to a compressed store; or many scenes to many stores.

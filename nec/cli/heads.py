@@ -410,11 +410,13 @@ def predict(
     if interval is not None and not isinstance(fitted, BiomassRegressor):
         raise HeadError(f"{head} gives classes, which have no interval", "leave out --interval")
     vectors = one_time(dataset, "scene_embedding" if cells else "embedding")
+    bounds = None
+    if interval is not None and isinstance(fitted, BiomassRegressor):
+        bounds = fitted.predict_interval(vectors, coverage=interval)
     mapped = fitted.predict(vectors)
     write_map(mapped, out)
     console.print(f"[bold]{escape(str(out))}[/bold]: {dict(mapped.sizes)}")
-    if interval is not None and isinstance(fitted, BiomassRegressor):
-        bounds = fitted.predict_interval(vectors, coverage=interval)
+    if bounds is not None:
         for bound in ("lower", "upper"):
             beside = out.with_suffix(f".{bound}{out.suffix}")
             write_map(bounds.sel(bound=bound, drop=True), beside)

@@ -76,12 +76,17 @@ def fit(
     """
     from nec.compressor import Compressor
 
+    basis = None
     if model is not None:
+        from nec.model import load_model
         from nec.production import sample_features
 
         if rule is not None:
             raise CompressorError(f"--rule {rule} does not go with --model", "leave it out")
-        sample: Any = sample_features(source, model=with_checkpoint(model, checkpoint))
+        loaded = load_model(with_checkpoint(model, checkpoint))
+        if loaded.compressors:
+            basis = loaded.basis  # heads of the model read stores of any of its rates
+        sample: Any = sample_features(source, model=loaded)
     else:
         from nec.products import open_embedding
 
@@ -93,6 +98,7 @@ def fit(
         sample,
         bytes_per_vector=size,
         cosine=cosine,
+        basis=basis,
         gamma=gamma,
         min_cosine=min_cosine,
         codebook=int(codebook) if codebook.isdigit() else codebook,

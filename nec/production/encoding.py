@@ -17,7 +17,7 @@ from nec.production.filling import Filling, fill, write_path
 from nec.production.job import job_of
 from nec.production.journal import Journal, Progress
 from nec.production.measures import EncodeReport
-from nec.production.task import Retries
+from nec.production.task import Retries, writing
 from nec.scene import ImageCollection
 
 
@@ -118,7 +118,8 @@ def encode(
     path = write_path(store)
     outcomes: list[EncodeReport] = []
     with Journal(1, progress=progress, log=None if log is None else Path(log)) as journal:
-        filling = Filling(path.name, job, job.writer(path))
+        with writing(path):
+            filling = Filling(path.name, job, job.writer(path))
         with running(scheduler, workers, retries, active=bool(filling.left) and job.encodes) as on:
             journal.start(on)
             fill([filling], on, journal, finished=lambda _, report: outcomes.append(report))

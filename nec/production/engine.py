@@ -116,6 +116,8 @@ class Cluster:
 @contextmanager
 def threads(workers: int | None, retries: Retries) -> Iterator[Threads]:
     """Threads until the end of the block; on an error, what has not begun is dropped."""
+    if workers is not None and workers < 1:
+        raise SchedulerError(f"{workers} workers can do nothing", "give 1 or more, or leave it out")
     count = workers or os.cpu_count() or 1
     executor = ThreadPoolExecutor(count, thread_name_prefix="nec")
     try:

@@ -163,12 +163,11 @@ class CollectionFeatures:
 
         encoder, patch = self.model.encoder, self.model.encoder.patch_size
         height, width = (size // patch for size in self.collection.shape)
-        which = [self.collection.bands.index(band) for band in self.bands]
         first, last = self._range(task)
         out = np.empty((last - first, encoder.dim, height, width), np.float32)
         for at in range(first, last, self.batch):
             with watch("read"):
-                images = self.collection.read(at, min(at + self.batch, last))[:, which]
+                images = self.collection.read(at, min(at + self.batch, last), self.bands)
             with watch("embed"):
                 # An image of nothing but nodata has nothing to be filled with.
                 filled = np.nan_to_num(np.stack([fill_missing(image) for image in images]))

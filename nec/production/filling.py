@@ -16,7 +16,7 @@ from nec.production.engine import Engine
 from nec.production.job import Job
 from nec.production.journal import Journal
 from nec.production.measures import EncodeReport, report
-from nec.production.task import Outcome, reason_of
+from nec.production.task import Outcome, reason_of, writing
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,8 @@ def finish(writer: StoreWriter, own: Mapping[str, Any]) -> bool:
         Another run has sealed it.
     """
     try:
-        return writer.finish({"nec": own})
+        with writing(writer.path):
+            return writer.finish({"nec": own})
     except StoreError:
         if not is_sealed(writer.path, writer.fingerprint):
             raise
@@ -141,7 +142,8 @@ def _outcome(future: "Future[Outcome]", store: Filling, task: Task) -> Outcome:
     except (Exception, CancelledError) as error:
         reason = f"lost with its worker: {reason_of(error)}"
         log.warning("task %s of %s: %s", task.name, store.name, reason)
-        store.writer.fail(task, reason)
+        with writing(store.writer.path):
+            store.writer.fail(task, reason)
         return Outcome(task, "failed", reason, 1, store.job.source.size(task))
 
 

@@ -259,7 +259,11 @@ def embedding_job(source: Any, compressor: Compressor) -> Job:
         compressor=compressor,
         attributes={"nec": attributes},
         fingerprint=attributes
-        | {"source_digest": _digest(array, "y", 256), "compressor": compressor.digest},
+        | {
+            "source_digest": _digest(array, "y", 256),
+            "place": [*tuple(geobox.affine)[:6], *geobox.shape, str(geobox.crs)],
+            "compressor": compressor.digest,
+        },
         source=ArrayFeatures(array, grid),
         encodes=False,
     )

@@ -92,7 +92,8 @@ def task_figures(
         # Of features: what a basis of fewer components leaves out counts.
         lengths = (np.linalg.norm(v, axis=-3) for v in (embedding, features))
         kept, whole = (np.asarray(length, np.float64) for length in lengths)
-        cosine = cosine * kept / np.where(whole > 0, whole, np.nan)
+        # Of a zero vector nothing is left out.
+        cosine = cosine * np.divide(kept, whole, out=np.ones_like(kept), where=whole > 0)
     cosine = cosine[~np.isnan(cosine)]
     figures: dict[str, Any] = {
         "vectors": len(cosine),

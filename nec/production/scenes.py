@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nec.errors import SceneError
 from nec.scene.opening import RASTER_SUFFIXES
+from nec.scene.sources import scene_name_of
 from nec.scene.stac import is_stac, read_items, scene_name
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def find_scenes(source: Any) -> list[SceneEntry]:
 
 
 def _named(path: str) -> SceneEntry:
-    return SceneEntry(Path(path).stem, path)
+    return SceneEntry(scene_name_of(path), path)
 
 
 def _items(source: Any) -> list[SceneEntry]:

@@ -82,12 +82,15 @@ class Series:
     grid : TokenGrid
     days : dict of numpy.datetime64 to list of PlacedScene
         In order of time; scenes by name.
+    whole : bool
+        Whether no scene that may be of it was left out so far: else it stays open for these.
     """
 
     grid: TokenGrid
     days: dict[np.datetime64, list[PlacedScene]]
     settings: SeriesSettings
     closed: Callable[[str, EncodeReport], None]
+    whole: bool = True
     writer: StoreWriter | None = field(default=None, init=False)
     index: dict[np.datetime64, int] = field(default_factory=dict, init=False)
     left: int = field(init=False)
@@ -130,7 +133,14 @@ class Series:
         finished = finish(writer, own)
         self.closed(self.name, outcome)
         if finished and self.settings.sealing and not outcome.failed:
-            seal(self.path)
+            if self.whole:
+                seal(self.path)
+            else:
+                logger.warning(
+                    "%s is not sealed: scenes of this run are not in it; run again when they can "
+                    "be read, or seal it as it is with nec seal",
+                    self.path,
+                )
 
 
 class DayFilling(Filling):
@@ -185,7 +195,8 @@ def fillings(
         days: dict[np.datetime64, list[PlacedScene]] = {}
         for scene in sorted(members, key=lambda scene: (scene.day, scene.entry.name)):
             days.setdefault(scene.day, []).append(scene)
-        series = Series(grid, days, settings, closed)
+        # A scene that could not be placed may be of any of them.
+        series = Series(grid, days, settings, closed, whole=not failures)
         queue.extend((series, day) for day in days)
     with ThreadPoolExecutor(1, thread_name_prefix="nec-open") as pool:
         waiting: deque[tuple[Series, Future[list[DayFilling | Unopened]]]] = deque()
@@ -197,6 +208,8 @@ def fillings(
                 series, future = waiting.popleft()
                 found = future.result()
                 yield from found
+                left_out = (i for i in found if isinstance(i, Unopened) and i.counted and i.reason)
+                series.whole = series.whole and not any(left_out)
                 if not any(isinstance(item, DayFilling) for item in found):
                     series.settle()
         finally:

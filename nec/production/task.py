@@ -4,6 +4,8 @@ import logging
 import pickle
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
@@ -93,6 +95,21 @@ def full(path: Path, error: BaseException) -> StoreError:
         f"{path} cannot be written ({error})",
         "make room, then run again: it goes on where it stopped",
     )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raise StoreError, with the remedy, where the store cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, NecError):
+            raise
+        if is_full(error):
+            raise full(path, error) from error
+        raise StoreError(
+            f"{path} cannot be written ({error})", "choose a folder that may be written to"
+        ) from error
 
 
 def reason_of(error: BaseException) -> str:

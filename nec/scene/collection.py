@@ -112,6 +112,8 @@ class ImageCollection:
             If there is no image, rasters differ in size, bands or scaling, an array comes without
             band names or is no reflectance, or the source does not take an option.
         """
+        if gsd is not None and not 0 < gsd < np.inf:
+            raise SceneError(f"gsd={gsd} is no ground sampling distance", "give metres, as gsd=10")
         scales = {"scale": scale, "offset": offset}
         if isinstance(source, ImageCollection):
             _refuse("an open ImageCollection", {"bands": bands, "gsd": gsd, **scales})
@@ -218,26 +220,33 @@ class ImageCollection:
     def __len__(self) -> int:
         return len(self._paths) if self._array is None else len(self._array)
 
-    def read(self, first: int, last: int) -> NDArray[np.float32]:
+    def read(
+        self, first: int, last: int, bands: Sequence[str] | None = None
+    ) -> NDArray[np.float32]:
         """Read images `first` to `last` (exclusive): (n, band, y, x) float32, NaN is missing.
+
+        Bands are all, or those named, in that order: of rasters a pixel is missing where one of
+        those that are read is.
 
         Raises
         ------
         SceneError
             If a file is damaged or of another size than the first.
         """
+        wanted = self.bands if bands is None else tuple(bands)
+        which = [self.bands.index(band) for band in wanted]
         if self._array is not None:
-            return self._array[first:last]
+            return self._array[first:last][:, which]
         images = []
         for at, path in enumerate(self._paths[first:last], first):
             if self._scenes:
-                image = self._scenes[at].read(slice(None), slice(None))
+                image = self._scenes[at].select(wanted).read(slice(None), slice(None))
             else:
-                image = _read_picture(path)
-            if image.shape != (len(self.bands), *self.shape):
+                image = _read_picture(path)[which]
+            if image.shape != (len(wanted), *self.shape):
                 raise SceneError(
                     f"{path.name} has shape {image.shape}, the first image "
-                    f"{(len(self.bands), *self.shape)}",
+                    f"{(len(wanted), *self.shape)}",
                     "a store holds images of one size and one set of bands: encode them apart",
                 )
             images.append(image)

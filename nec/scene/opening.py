@@ -16,8 +16,8 @@ from nec.errors import SceneError
 from nec.scene.grids import ground_sampling_distance
 from nec.scene.scaling import check_floats, decide_scaling
 from nec.scene.scene import Layer, Scene, check_grid, finest_layer
-from nec.scene.sensors import Sensor, common_name, recognise, time_in_file_name
-from nec.scene.sources import ArraySource, RasterSource, Source
+from nec.scene.sensors import Sensor, common_name, known_names, recognise, time_in_file_name
+from nec.scene.sources import ArraySource, RasterSource, Source, file_name, scene_name_of
 from nec.scene.stac import is_stac, open_item
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,8 @@ def open_scene(
         of nodata and time, counts where the files say nothing.
     nodata : float, optional
         A stored number that means missing, besides what the file says. Integers of Sentinel-2
-        and Landsat whose files say nothing are missing where all bands that are read are 0.
+        and Landsat whose files say nothing are missing where all bands that are read are 0, those
+        of HLS where one is -9999.
     mask : path, DataArray or ndarray, optional
         True or nonzero where pixels shall be missing. An array has the scene's shape,
         north-up; a raster may be coarser by a whole factor. Or the name of a band of the
@@ -114,6 +115,9 @@ def open_scene(
     scaling = decide_scaling(
         name, dtype, tags, sensor, scale=scale, offset=offset, time=acquired, tagged_by=tagged_by
     )
+    fill = _fill(name, sensor, layers)
+    if nodata is None and fill is not None and fill < 0:
+        nodata, fill = fill, None  # no reflectance, wherever it stands
     scene = Scene(
         name=name,
         bands=tuple(layer.band for layer in layers),
@@ -127,7 +131,7 @@ def open_scene(
         mask=masking,
         mask_index=mask_index,
         mask_classes=_classes(mask_classes),
-        fill=_fill(name, sensor, layers),
+        fill=fill,
     )
     if dtype.kind == "f" and scale is None and tags == (1.0, 0.0):
         check_floats(name, _sample(scene))
@@ -144,8 +148,9 @@ def _fill(name: str, sensor: Sensor | None, layers: Sequence[Layer]) -> float | 
         if stated or item.dtype.kind not in "iu" or item.dtype.itemsize < 2:
             return None
     logger.info(
-        "%s: no nodata is stated; missing where all bands are %g, the fill of %s",
+        "%s: no nodata is stated; missing where %s %g, the fill of %s",
         name,
+        "a band is" if sensor.nodata < 0 else "all bands are",
         sensor.nodata,
         sensor.name,
     )
@@ -173,7 +178,7 @@ def _open_sources(source: Any, crs: Any) -> tuple[str, list[Source], bool]:
     if isinstance(source, list | tuple):
         if not source:
             raise SceneError("the list of files is empty", "pass the files of one scene")
-        stems = [Path(path).stem for path in source]
+        stems = [Path(file_name(path)).stem for path in source]
         shared = os.path.commonprefix(stems)  # noqa: RUF071  characters are meant
         name = re.sub(r"[_.\-]*(SR_)?B?[01]?$", "", shared) or stems[0]
         return name, [RasterSource.open(path, crs=crs) for path in source], True
@@ -185,7 +190,7 @@ def _open_sources(source: Any, crs: Any) -> tuple[str, list[Source], bool]:
     path = os.fspath(source)
     folder = Path(path)
     if not folder.is_dir():
-        return folder.stem, [RasterSource.open(path, crs=crs)], True
+        return scene_name_of(path), [RasterSource.open(path, crs=crs)], True
     pattern = "GRANULE/*/IMG_DATA/**/*" if folder.suffix == ".SAFE" else "*"
     files = sorted(
         file
@@ -194,7 +199,7 @@ def _open_sources(source: Any, crs: Any) -> tuple[str, list[Source], bool]:
     )
     if not files:
         raise SceneError(f"folder {folder} holds no raster", "pass a folder of one scene's files")
-    return folder.stem, [RasterSource.open(file, crs=crs) for file in files], False
+    return scene_name_of(path), [RasterSource.open(file, crs=crs) for file in files], False
 
 
 def _choose(
@@ -228,12 +233,13 @@ def _choose(
         return tuple(found.values())
     if isinstance(bands, str):
         bands = (bands,)
-    wanted = list(bands)
+    wanted = known_names(bands)
     if not wanted or len(set(wanted)) != len(wanted):
         raise SceneError(f"bands={wanted} is empty or names a band twice", "name each band once")
     if isinstance(bands, Mapping):
         return tuple(
-            Layer(band, *_look_up(name, everything, found, own)) for band, own in bands.items()
+            Layer(band, *_look_up(name, everything, found, own))
+            for band, own in zip(wanted, bands.values(), strict=True)
         )
     if all(band in found for band in wanted):
         return tuple(found[band] for band in wanted)

@@ -73,6 +73,9 @@ def decide_scaling(
             f"{name} holds {dtype} numbers, which are no reflectance",
             "convert them to integers or floats",
         )
+    for option, value in (("scale", scale), ("offset", offset)):
+        if value is not None and not np.isfinite(value):
+            raise SceneError(f"{option}={value} is no number", f"pass {option}= as a number")
     if scale is not None:
         found = Scaling(float(scale), float(offset or 0.0), "Scale and offset given by the caller.")
     elif tags != (1.0, 0.0):

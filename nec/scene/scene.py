@@ -196,7 +196,10 @@ class Scene:
         sources: list[Source] = [source for source, _ in self._by_source()]
         if self.mask is not None:
             sources.append(self.mask)
-        paths = [Path(item.path) for item in sources if isinstance(item, RasterSource)]
+        # Side files and what a VRT is made of as well: the digest covers them.
+        paths = [
+            Path(name) for item in sources if isinstance(item, RasterSource) for name in item.files
+        ]
         states = [(path, path.stat()) for path in paths if path.is_file()]
         return tuple((str(path), state.st_size, state.st_mtime_ns) for path, state in states)
 

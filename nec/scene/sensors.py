@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from nec.errors import SceneError
+
 #: Band names of the STAC electro-optical extension that hold a reflectance. Panchromatic
 #: bands are left out (their grid is half a pixel off), thermal ones too (not a reflectance).
 COMMON_NAMES = (
@@ -13,6 +15,8 @@ COMMON_NAMES = (
     *("rededge", "rededge071", "rededge075", "rededge078"),
     *("nir", "nir08", "nir09", "cirrus", "swir16", "swir22"),
 )
+# Names of the extension that the caller may give to bands which hold no reflectance.
+_OTHERS = ("pan", "lwir", "lwir11", "lwir12")
 ALIASES = {"rededge1": "rededge071", "rededge2": "rededge075", "rededge3": "rededge078"}
 
 
@@ -29,7 +33,8 @@ class Sensor:
     scale, offset : float
         reflectance = digital number * scale + offset.
     nodata : float or None
-        The number that fills pixels without data in all bands, where files do not tag it.
+        The number that fills pixels without data, where files do not tag it: in all bands, or,
+        where it is negative, in any.
     """
 
     name: str
@@ -52,8 +57,8 @@ _TM = {"B1": "blue", "B2": "green", "B3": "red", "B4": "nir08", "B5": "swir16", 
 
 #: Of an unknown processing baseline.
 SENTINEL2 = Sensor("Sentinel-2", _MSI, 1e-4, 0.0, nodata=0.0)
-_HLS_S30 = Sensor("HLS S30", _MSI, 1e-4, 0.0)
-_HLS_L30 = Sensor("HLS L30", _OLI, 1e-4, 0.0)
+_HLS_S30 = Sensor("HLS S30", _MSI, 1e-4, 0.0, nodata=-9999.0)
+_HLS_L30 = Sensor("HLS L30", _OLI, 1e-4, 0.0, nodata=-9999.0)
 
 _HLS = re.compile(r"HLS[._-]?([SL])30")
 _LANDSAT_PRODUCT = re.compile(r"(?<![A-Za-z0-9])L[COTEM]0([4-9])_L([12])")
@@ -128,6 +133,25 @@ def recognise(texts: Iterable[str], own_names: Sequence[str] = ()) -> Sensor | N
     if any(re.fullmatch(r"B8A|B0\d", name, re.IGNORECASE) for name in own_names):
         return SENTINEL2
     return None
+
+
+def known_names(bands: Iterable[str]) -> list[str]:
+    """Return the names that a caller gives to bands, aliases replaced.
+
+    Raises
+    ------
+    SceneError
+        If one is no common name: a misspelt band would be left out without a word.
+    """
+    names = [ALIASES.get(band, band) for band in bands]
+    for name in names:
+        if name not in COMMON_NAMES + _OTHERS:
+            raise SceneError(
+                f"{name!r} is no common name of a band",
+                f"choose among {', '.join(COMMON_NAMES + _OTHERS)}; to leave a band out, name "
+                "those that are wanted in a dict (--bands red=3)",
+            )
+    return names
 
 
 def common_name(own_name: str, sensor: Sensor | None) -> str | None:

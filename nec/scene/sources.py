@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import rasterio
@@ -22,6 +23,18 @@ from nec.scene.grids import exact_transform, north_up
 from nec.scene.sensors import band_in_file_name
 
 _STRIP = 512
+
+
+def file_name(path: str | Path) -> str:
+    """Return the last part of a path or address; a signature of the address is no name."""
+    path = str(path)
+    return Path(unquote(urlsplit(path).path) if "://" in path else path).name
+
+
+def scene_name_of(path: str | Path) -> str:
+    """Return the name of a scene by where it lies: of a folder whole, dots and all."""
+    name = file_name(path)
+    return name.removesuffix(".SAFE") if Path(path).is_dir() else Path(name).stem
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +61,8 @@ class RasterSource:
         Texts that may name the sensor.
     has_mask : bool
         Whether any pixel can be missing.
+    files : tuple of str
+        The file with its side files, or those that it is made of.
     """
 
     path: str
@@ -60,6 +75,7 @@ class RasterSource:
     scalings: tuple[tuple[float, float], ...]
     hints: tuple[str, ...]
     has_mask: bool
+    files: tuple[str, ...] = ()
 
     @classmethod
     def open(cls, path: str | Path, *, crs: object = None) -> "RasterSource":
@@ -76,7 +92,7 @@ class RasterSource:
             raise SceneReadError(f"{path} does not exist", "check the path")
         if local:
             path = str(Path(path).absolute())  # a worker may run in another folder
-        label = Path(path).name
+        label = file_name(path)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NotGeoreferencedWarning)  # refused below
@@ -95,8 +111,8 @@ class RasterSource:
                     "georeference it (gdal_edit.py -a_srs EPSG:... -a_ullr ...)",
                 )
             geobox, south_up = north_up(dataset.transform, dataset.shape, grid, crs, label)
-            tail = band_in_file_name(Path(path).stem) if dataset.count == 1 else None
-            stem = Path(path).stem if dataset.count == 1 else None
+            tail = band_in_file_name(Path(label).stem) if dataset.count == 1 else None
+            stem = Path(label).stem if dataset.count == 1 else None
             safe = [part for part in Path(path).parts[:-1] if part.endswith(".SAFE")]
             flags = dataset.mask_flag_enums
             return cls(
@@ -117,6 +133,7 @@ class RasterSource:
                 ),
                 hints=(*safe, label, " ".join(dataset.tags().values())),
                 has_mask=any(MaskFlags.all_valid not in of_band for of_band in flags),
+                files=tuple(sorted(dataset.files)),
             )
 
     def read(

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from nec.errors import MissingLibraryError, SceneError
 from nec.scene.sensors import Sensor, common_name, recognise
-from nec.scene.sources import RasterSource
+from nec.scene.sources import RasterSource, file_name
 
 if TYPE_CHECKING:
     import pystac
@@ -309,8 +309,7 @@ def _choose(assets: Sequence[_Asset], sensor: Sensor | None) -> list[_Asset]:
 
 def _open(item: "pystac.Item", asset: _Asset, hints: tuple[str, ...], crs: Any) -> RasterSource:
     file = RasterSource.open(asset.href, crs=crs)
-    # A signed address is no name.
-    label = Path(unquote(urlsplit(asset.href).path)).name
+    label = file_name(asset.href)
     file = replace(file, label=label, hints=(*hints, label, *file.hints[1:]))
     if not asset.described and len(file.names) > 1:
         return file
