@@ -4,9 +4,9 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from numpy.typing import ArrayLike, NDArray
 from nec.codec.coding import Coding
 from nec.codec.tables import pack, unpack
 from nec.errors import ChunkError, CompressorError
-from nec.pieces import cells_of, kept_lengths, pieces_of, pooled, vectors_of
-from nec.rotation import hash_basis, klt, rotate
+from nec.fit_arguments import (
+    arguments,
+    check_steps,
+    check_target,
+    check_weights,
+    fitting_by,
+    valid_vectors,
+)
+from nec.pieces import cells_of, kept_lengths, pieces_of, pooled
+from nec.rotation import checked_basis, hash_basis, klt, rotate
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +34,8 @@ log = logging.getLogger(__name__)
 SCENE_BLOCK = 16
 # Version of the file that `Compressor.save` writes.
 FILE_VERSION = 2
+_FIDELITY = ("bytes_per_vector", "cosine_mean", "cosine_p01", "cosine_min")
+# Sample, y, x, and a checksum of all four sizes: the number of bands is that of the coding.
 _SHAPE = struct.Struct("<4I")
 
 
@@ -153,10 +163,15 @@ class Compressor:
         Raises
         ------
         CompressorError
-            If the sample is empty, infinite, or the target is out of reach.
+            If the sample is empty, infinite, or the target is out of reach; if the basis is not
+            orthonormal, or an argument is none.
         """
         from nec.codec.fitting import fit_coding
 
+        check_target(bytes_per_vector, cosine, codebook)
+        check_weights(whitening=whitening, gamma=gamma, lagrangian=lagrangian)
+        check_weights(scene_bytes=scene_bytes)
+        check_steps(relative_steps, basis)
         pieces = pieces_of(sample)
         lone = all(p.shape[1:3] == (1, 1) for p in pieces)
         if block is None:
@@ -166,32 +181,15 @@ class Compressor:
                 f"a codebook is for vectors alone, and the block is {block}",
                 "give block=1, or no codebook",
             )
-        features = np.concatenate([vectors_of(p) for p in pieces])
-        features = features[~np.isnan(features).any(1)]
+        features = valid_vectors(pieces)
         if len(features) < 2 or not np.isfinite(features).all():
             raise CompressorError(
                 f"the sample holds {len(features)} valid vectors, or infinities",
                 "give more embeddings; NaN marks missing ones",
             )
-        targets = (bytes_per_vector is not None) + (cosine is not None)
-        if targets != 1 and (targets or not codebook or isinstance(codebook, str)):
-            raise CompressorError(
-                "a compressor is fitted to bytes_per_vector= or to cosine=", "give one of them"
-            )
-        if bytes_per_vector is not None and not bytes_per_vector > 0:
-            raise CompressorError(
-                f"bytes_per_vector={bytes_per_vector} is no size", "give more than 0"
-            )
-        if cosine is not None and not cosine > 0:
-            raise CompressorError(f"cosine={cosine} is no fidelity", "give one above 0, below 1")
-        if relative_steps is not None and (
-            basis is None or np.shape(relative_steps) != np.shape(basis)[1:]
-        ):
-            raise CompressorError(
-                f"relative_steps of shape {np.shape(relative_steps)} are not those of a basis",
-                "give basis=, and one step for each of its components",
-            )
-        rotation = klt(pieces, whitening) if basis is None else np.asarray(basis, np.float32)
+        if basis is not None:
+            basis = checked_basis(basis, features.shape[1])
+        rotation = klt(pieces, whitening) if basis is None else basis
         variance = (features @ rotation).var(0)
         if not variance.max() > 0:
             raise CompressorError(
@@ -201,41 +199,41 @@ class Compressor:
         if relative_steps is not None:
             steps = np.asarray(relative_steps, np.float32)
         rotated = [rotate(np.moveaxis(p, -1, 1), rotation) for p in pieces]
-        coding, measured = _fitted(codebook)(
-            rotated,
-            relative_steps=steps.astype(np.float32),
-            block=block,
-            lagrangian=lagrangian,
-            falloff=falloff,
-            bytes_per_vector=bytes_per_vector,
-            cosine=cosine,
-            min_cosine=min_cosine,
-            kept=kept_lengths(pieces, rotation),
-        )
         cells = pooled(pieces) if scenes is None else cells_of(scenes)
-        means = np.concatenate([vectors_of(c) for c in cells])
-        means = means[~np.isnan(means).any(1)]
-        variance = (means @ rotation).var(0)
-        # A sample of one cell varies nowhere: then the tokens' steps have to do.
-        variance = variance if variance.max() > 0 else (features @ rotation).var(0)
-        scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
-        scene_coding, _ = fit_coding(
-            [rotate(np.moveaxis(c, -1, 1), rotation) for c in cells],
-            relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
-            block=SCENE_BLOCK,
-            lagrangian=lagrangian,
-            # The fixed bytes of a chunk weigh on a small sample.
-            bytes_per_vector=scene_bytes + 64 / len(means),
-            chunk_tokens=1,
-        )
+        means = valid_vectors(cells, features.shape[1])
+        with arguments():
+            coding, measured = fitting_by(codebook)(
+                rotated,
+                relative_steps=steps.astype(np.float32),
+                block=block,
+                lagrangian=lagrangian,
+                falloff=falloff,
+                bytes_per_vector=bytes_per_vector,
+                cosine=cosine,
+                min_cosine=min_cosine,
+                kept=kept_lengths(pieces, rotation),
+            )
+            variance = (means @ rotation).var(0)
+            # A sample of one cell varies nowhere: then the tokens' steps have to do.
+            variance = variance if variance.max() > 0 else (features @ rotation).var(0)
+            scene_steps = np.maximum(variance / variance.max(), 1e-6) ** gamma
+            scene_coding, _ = fit_coding(
+                [rotate(np.moveaxis(c, -1, 1), rotation) for c in cells],
+                relative_steps=(scene_steps * np.sqrt(variance.max())).astype(np.float32),
+                block=SCENE_BLOCK,
+                lagrangian=lagrangian,
+                # The fixed bytes of a chunk weigh on a small sample.
+                bytes_per_vector=scene_bytes + 64 / len(means),
+                chunk_tokens=1,
+            )
         fidelity = Fidelity(vectors=len(features), **measured)
         wanted, reached = (
             (bytes_per_vector, fidelity.bytes_per_vector)
             if bytes_per_vector is not None
-            else (1 - (cosine or 0.0), 1 - fidelity.cosine_mean)
+            else (None if cosine is None else 1 - cosine, 1 - fidelity.cosine_mean)
         )
         # Fewer bytes, or less error, than asked for is no loss.
-        if targets and reached > 1.02 * (wanted or 0.0):
+        if wanted is not None and reached > 1.02 * wanted:
             log.warning("asked for %s, reached %s", bytes_per_vector or cosine, fidelity)
         log.info("fitted: %s", fidelity)
         return cls(rotation, coding, scene_coding, fidelity)
@@ -276,18 +274,25 @@ class Compressor:
                 f"a smallest cosine of {min_cosine:g} cannot be kept by a part of the features",
                 "take a compressor with as many bands as features",
             )
-        coding, scene_coding = (
-            replace(c, min_cosine=min_cosine) for c in (self.coding, self.scene_coding)
-        )
+        with arguments():
+            coding, scene_coding = (
+                replace(c, min_cosine=min_cosine) for c in (self.coding, self.scene_coding)
+            )
         return replace(self, coding=coding, scene_coding=scene_coding)
 
     def measure(self, sample: ArrayLike | xr.DataArray | Sequence[ArrayLike]) -> Fidelity:
-        """Code another sample and measure it; see `fit` for its shape."""
+        """Code another sample and measure it; see `fit` for its shape.
+
+        Raises
+        ------
+        CompressorError
+            If it holds no valid vector, or is of another number of features.
+        """
         from nec.codec.fitting import measure
 
         pieces = pieces_of(sample)
+        count = len(valid_vectors(pieces, len(self.basis)))
         rotated = [rotate(np.moveaxis(p, -1, 1), self.basis) for p in pieces]
-        count = sum(int((~np.isnan(p).any(1)).sum()) for p in rotated)
         kept = kept_lengths(pieces, self.basis)
         return Fidelity(vectors=count, **measure(rotated, self.coding, kept))
 
@@ -311,7 +316,7 @@ class Compressor:
             values = values[:, None, None]
         values = values if values.ndim == 4 else values[None]
         rotated = rotate(np.moveaxis(values, -1, 1), self.basis)
-        return _SHAPE.pack(*rotated.shape) + encode_chunk(rotated, self.coding)
+        return _head(*rotated.shape) + encode_chunk(rotated, self.coding)
 
     def decode(self, data: bytes) -> NDArray[np.float32]:
         """Decode `encode`'s bytes to features of shape (sample, y, x, feature).
@@ -325,7 +330,13 @@ class Compressor:
 
         if len(data) < _SHAPE.size:
             raise ChunkError(f"{len(data)} bytes are no coded array", "pass what encode returned")
-        shape = _SHAPE.unpack_from(data)
+        samples, height, width, _ = _SHAPE.unpack_from(data)
+        shape = (samples, self.coding.bands, height, width)
+        if data[: _SHAPE.size] != _head(*shape):
+            raise ChunkError(
+                "the bytes begin with no shape of this compressor",
+                "they are damaged, or of another one",
+            )
         values = decode_chunk(data[_SHAPE.size :], self.coding, shape)
         return np.moveaxis(values, 1, -1) @ self.basis.T
 
@@ -355,34 +366,33 @@ class Compressor:
         """
         try:
             data = json.loads(Path(path).read_text())
-            version, shape = data["nec_compressor"], tuple(data["basis"]["shape"])
-            basis = unpack(data["basis"]["float32"], "float32", shape)
-            compressor = cls(
-                basis.astype(np.float32),
-                # Files of earlier releases have no falloff.
-                replace(Coding.from_dict(data["coding"]), falloff=data.get("falloff", 1.0)),
-                Coding.from_dict(data["scene_coding"]),
-                Fidelity(**data["fidelity"]),
-            )
+            version = data["nec_compressor"]
+            compressor = cls._of_dict(data) if version == FILE_VERSION else None
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise CompressorError(
                 f"{path} is not a compressor ({error})", "give a file that Compressor.save wrote"
             ) from error
-        if version != FILE_VERSION:
+        if compressor is None:
             raise CompressorError(
                 f"{path} is a compressor of version {version!r}, this package reads {FILE_VERSION}",
                 "pip install --upgrade nec",
             )
         return compressor
 
+    @classmethod
+    def _of_dict(cls, data: dict[str, Any]) -> "Compressor":
+        basis = unpack(data["basis"]["float32"], "float32", tuple(data["basis"]["shape"]))
+        coding, scene_coding = (Coding.from_dict(data[k]) for k in ("coding", "scene_coding"))
+        if {coding.bands, scene_coding.bands} != {basis.shape[-1]}:
+            raise CompressorError("its basis and its codings are of other bands", "")
+        numbers = {k: float(data["fidelity"][k]) for k in _FIDELITY}
+        # Files of earlier releases have no falloff.
+        coding = replace(coding, falloff=data.get("falloff", 1.0))
+        fidelity = Fidelity(**numbers, vectors=int(data["fidelity"]["vectors"]))
+        return cls(checked_basis(basis), coding, scene_coding, fidelity)
 
-def _fitted(codebook: int | str) -> Callable[..., tuple[Coding, dict[str, float]]]:
-    """Return what fits a coding with a codebook of this size."""
-    from nec.codec.clustering import choose_clusters, fit_clusters
-    from nec.codec.fitting import fit_coding
 
-    if codebook == "auto":
-        return choose_clusters
-    if isinstance(codebook, str):
-        raise CompressorError(f"{codebook!r} is no size of a codebook", 'give a number, or "auto"')
-    return partial(fit_clusters, codes=codebook) if codebook else fit_coding
+def _head(samples: int, bands: int, height: int, width: int) -> bytes:
+    """Return the sizes of an array as bytes that tell if one of them is damaged."""
+    sizes = samples, height, width
+    return _SHAPE.pack(*sizes, zlib.crc32(_SHAPE.pack(*sizes, bands)))

@@ -4,15 +4,45 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from nec.errors import CompressorError
 
 # Edge of the blocks that spectra are taken over, tokens.
 SPECTRUM = 16
+# What float32 leaves of orthonormality, and more.
+_ORTHONORMAL = 1e-3
 
 
 def hash_basis(basis: NDArray[np.float32]) -> str:
     """Name a basis by 16 hexadecimal digits of the SHA-256 of its float32 values."""
     return hashlib.sha256(np.ascontiguousarray(basis, "<f4").tobytes()).hexdigest()[:16]
+
+
+def checked_basis(basis: ArrayLike, features: int | None = None) -> NDArray[np.float32]:
+    """Return a basis as float32: orthonormal columns, or sizes and cosines would be of no features.
+
+    Raises
+    ------
+    CompressorError
+        If it is not, or is of another number of features.
+    """
+    found = np.asarray(basis, np.float32)
+    if found.ndim != 2 or not 1 <= found.shape[1] <= found.shape[0]:
+        raise CompressorError(
+            f"a basis of shape {found.shape}", "give (feature, component), no more than features"
+        )
+    if features is not None and len(found) != features:
+        raise CompressorError(
+            f"a basis of {len(found)} features, and a sample of {features}", "give one of them"
+        )
+    apart = np.abs(found.astype(np.float64).T @ found - np.eye(found.shape[1])).max()
+    if not apart < _ORTHONORMAL:
+        raise CompressorError(
+            f"the columns of the basis are not orthonormal (off by {apart:.3g})",
+            "orthonormalise them: numpy.linalg.qr(basis)[0]",
+        )
+    return found
 
 
 def rotate(features: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -27,7 +57,14 @@ def rotate(features: NDArray[np.float32], basis: NDArray[np.float32]) -> NDArray
     -------
     ndarray of shape ([sample,] component[, y, x]), float32
         NaN where any feature of a vector is missing.
+
+    Raises
+    ------
+    CompressorError
+        If a feature is infinite: sums of it may be no number, which means missing.
     """
+    if np.isinf(features).any():
+        raise CompressorError("features are infinite", "NaN marks missing ones")
     axis = 1 if features.ndim in (2, 4) else 0
     rotated = np.moveaxis(np.moveaxis(features, axis, -1) @ basis, -1, axis)
     return np.ascontiguousarray(rotated, np.float32)

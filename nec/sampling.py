@@ -180,8 +180,12 @@ def sample(
     import pandas as pd
 
     array = _array(source, variable)
+    if not hasattr(points, "columns"):
+        raise HeadError(f"points are a {type(points).__name__}", "pass a geopandas.GeoDataFrame")
     if array.sizes.get("time", 1) == 1:
         return _sample(without_time(array), points)
+    if not array.sizes["time"]:
+        raise HeadError(f"{_name(array)} is of no time", "select one that it holds")
     if "time" in points.columns:
         raise HeadError("the points already have a column 'time'", "rename it")
     tables = []

@@ -90,6 +90,8 @@ def test_a_label_curve_rises_and_is_paired():
     assert away.labels.max() < curve[curve.fraction == 1.0].labels.min()
     with pytest.raises(HeadError, match="out of range"):
         label_curve(SceneClassifier(), ROWS, LABELS, fractions=(0.0,))
+    with pytest.raises(HeadError, match="400 samples, 400 labels, 400 groups, 50 places"):
+        label_curve(SceneClassifier(), ROWS, LABELS, places=np.zeros((50, 2)), buffer=1)
     with pytest.raises(HeadError, match="399 labels"):
         label_curve(SceneClassifier(), ROWS, LABELS[:-1])
 

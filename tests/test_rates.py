@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from nec.errors import EvaluationError
 from nec.evaluate import RateCurve, bytes_at_levels, compare_rates, neuco
-from nec.evaluate.intervals import confusions, estimates
+from nec.evaluate.intervals import confusions, estimates, misses
 
 SIZES = np.array([8.0, 16.0, 64.0, 256.0])
 SCORES = np.array([0.7, 0.8, 0.85, 0.9])
@@ -73,6 +73,39 @@ def test_methods_are_compared_where_the_bound_of_the_difference_holds():
         compare_rates(rows, base="c", margin=0.01)
 
 
+def test_of_errors_less_is_better():
+    rng = np.random.default_rng(0)
+    truth, units = rng.normal(size=4000), np.repeat(np.arange(80), 50)
+    off, noise = {"float": 1.0, "1": 1.02, "2": 2.0}, rng.normal(size=4000)
+    sums = {n: misses(truth, truth + f * noise, units, 80) for n, f in off.items()}
+    found = estimates(sums, reference="float", metrics=("rmse",), seed=0, margin=0.1)
+    rows = {"a": [{"bytes_per_image": float(9 - 4 * int(n)), **found[n]} for n in ("1", "2")]}
+    told = compare_rates(rows, base="a", margin=0.1, metric="rmse")["a"]
+    assert told["smallest_no_worse"] == 5
+    assert 1 < told["bytes_at_margin"] < 5
+
+
+def test_what_cannot_be_estimated_says_why():
+    matrix = labelled(0.9)
+    for wrong, message in (
+        ({"reference": "b", "counts": {"a": matrix}}, "no row 'b'"),
+        ({"reference": "a", "counts": {"a": matrix[:1]}}, "from 1 unit"),
+        ({"reference": "a", "counts": {"a": matrix, "b": matrix[1:]}}, "'b' has"),
+    ):
+        with pytest.raises(EvaluationError, match=message):
+            estimates(wrong["counts"], reference=wrong["reference"], metrics=("accuracy",), seed=0)
+    labels = np.array([0, 1, 0])
+    for truth, found, units in ((labels - 1, labels, labels), (labels, labels + 1, labels)):
+        with pytest.raises(EvaluationError, match="2 are counted"):
+            confusions(truth, found, units, (2, 2))
+    tiny = {"a": misses(np.zeros(9), np.full(9, 1e-6), np.arange(9), 9)}
+    tiny["b"] = 9 * tiny["a"]
+    tiny["b"][:, 0] /= 9
+    found = estimates(tiny, reference="a", metrics=("rmse",), seed=0, margin=1e-6)["b"]["rmse"]
+    assert found["difference"]["value"] == pytest.approx(2e-6)
+    assert not found["no_worse"]
+
+
 def test_neuco_bench_files_come_back_and_scores_tell_signal_from_noise(tmp_path):
     rng = np.random.default_rng(4)
     vectors = rng.normal(size=(240, 6)).astype(np.float32)
@@ -130,5 +163,9 @@ def test_neuco_bench_refuses_what_its_files_cannot_hold(tmp_path):
     with pytest.raises(EvaluationError, match="kinds: "):
         neuco.write_labels(tmp_path, "x", "segmentation", ["a"], [1])
     neuco.write_labels(tmp_path, "x", "cls", table.index, np.arange(30) % 3)
+    with pytest.raises(EvaluationError, match="nor _ at its end"):
+        neuco.write_labels(tmp_path, "forest_", "classification", ["a"], [0])
+    with pytest.raises(EvaluationError, match="2 names, 1 labels"):
+        neuco.write_labels(tmp_path, "forest", "classification", ["a", "b"], [0])
     with pytest.raises(EvaluationError, match="3 different labels"):
         neuco.score(table, tmp_path)

@@ -96,6 +96,8 @@ def test_a_store_on_disk_and_its_cells(tmp_path):
         (scene(), points([(3, 3)], band_0=[1]), "already have a column"),
         (scene().to_dataset(name="other"), points([(3, 3)]), "has: other"),
         (scene().drop_vars("x"), points([(3, 3)]), "no coordinates"),
+        (scene(), points([(3, 3)]).geometry, "GeoSeries"),
+        (scene().expand_dims(time=[0, 1]).isel(time=slice(0, 0)), points([(3, 3)]), "of no time"),
     ],
 )
 def test_what_cannot_be_sampled_says_why(source, given, message):

@@ -45,7 +45,8 @@ class TargetPrediction(nn.Module):
         """Solve for the maps by ridge regression on a sample; see `forward`."""
         for name, target in targets.items():
             x, y = _pair(name, features, target)
-            mean, scale = y.nanmean(0), ((y - y.nanmean(0)).square().nanmean(0) + 1e-6).sqrt()
+            mean = y.nanmean(0).nan_to_num()
+            scale = ((y - mean).square().nanmean(0).nan_to_num(1.0) + 1e-6).sqrt()
             getattr(self, f"{name}_mean").copy_(mean)
             getattr(self, f"{name}_scale").copy_(scale)
             own: nn.Linear = self.maps[name]  # type: ignore[assignment]
@@ -54,6 +55,9 @@ class TargetPrediction(nn.Module):
             # Components that are missing on the same rows are solved for together.
             for k, rows in enumerate(patterns):
                 columns = which == k
+                if rows.sum() < 2:  # nothing is known of these: they are predicted as 0
+                    own.weight[columns], own.bias[columns] = 0.0, 0.0
+                    continue
                 weight, bias = _ridge(x[rows], ((y - mean) / scale)[rows][:, columns])
                 own.weight[columns], own.bias[columns] = weight, bias
 

@@ -106,15 +106,23 @@ def fit_clusters(
 
 
 def choose_clusters(
-    pieces: Sequence[NDArray[np.float32]], *, cosine: float | None = None, **options: Any
+    pieces: Sequence[NDArray[np.float32]],
+    *,
+    cosine: float | None = None,
+    min_cosine: float = 0.0,
+    **options: Any,
 ) -> tuple[Coding, dict[str, float]]:
     """Fit with every size of a codebook that the sample is large enough for, and without.
 
     The best is kept: of the highest mean cosine at a size, of the fewest bytes at a fidelity.
+    What is compared has no guarantee of `min_cosine`, so that all of it is measured on parts of
+    the sample that clusters were not fitted to; the best is fitted again with it.
     Arguments, of which one is a target, results and errors are those of `fit_clusters`.
     """
     _estimator()  # without it, nothing would be chosen from
+    check_guarantee(min_cosine, options.get("kept"))
     kept = coding, measured = fit_coding(pieces, cosine=cosine, **options)
+    best_codes = 0
     vectors = sum(int((~np.isnan(p).any(axis=1)).sum()) for p in pieces)
     target = options.get("bytes_per_vector")
     for codes in (c for c in SIZES if FEWEST * c <= vectors):
@@ -133,7 +141,12 @@ def choose_clusters(
         else:
             better = measured["bytes_per_vector"] < best["bytes_per_vector"]
         if better:
-            kept = coding, measured
+            kept, best_codes = (coding, measured), codes
+    if min_cosine > 0:
+        options |= {"cosine": cosine, "min_cosine": min_cosine}
+        if best_codes:
+            return fit_clusters(pieces, best_codes, **options)
+        return fit_coding(pieces, **options)
     return kept
 
 

@@ -99,6 +99,7 @@ def decide_within(transformed: Transformed, coding: Coding) -> Decided:
         verbatim = decided.verbatim.copy()
         decoded = decode_decided(decided, coding)
         cosine = cosines(values, np.moveaxis(decoded, 1, -1))
+        cosine = np.where(np.isnan(cosine), -1, cosine)  # what overflows is no direction
         error = np.where(transformed.valid, 1 - cosine, 0)
         patches: dict[int, NDArray[np.int64]] = {}
         finer = np.zeros_like(refinement)

@@ -100,7 +100,6 @@ class NecCodec(ArrayBytesCodec):
         ChunkError
             If it is not.
         """
-        del chunk_grid
         if dtype.to_native_dtype() != np.float32:
             raise ChunkError(f"the array is {dtype}, the nec codec holds float32", "convert it")
         bands = _as_samples(shape)[1]
@@ -108,6 +107,12 @@ class NecCodec(ArrayBytesCodec):
             raise ChunkError(
                 f"the array has {bands} bands, the coding {self.coding.bands}",
                 "choose the coding that was fitted to this array",
+            )
+        chunk = getattr(chunk_grid, "chunk_shape", None)
+        if chunk is not None and _as_samples(chunk)[1] != bands:
+            raise ChunkError(
+                f"chunks of shape {tuple(chunk)} hold {_as_samples(chunk)[1]} of {bands} bands",
+                "take chunks of all bands",
             )
 
     def compute_encoded_size(self, input_byte_length: int, _chunk_spec: "ArraySpec") -> int:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nec.errors import EvaluationError
+
 DRAWS = 2000
 # "No worse" means: the lower bound of the paired difference lies above minus this.
 MARGIN = 0.01
@@ -17,8 +19,24 @@ def confusions(
     units: NDArray[np.intp],
     shape: tuple[int, int],
 ) -> NDArray[np.float32]:
-    """Count (unit, true class, found class) of shape (units, classes, classes)."""
+    """Count (unit, true class, found class) of shape (units, classes, classes).
+
+    Raises
+    ------
+    EvaluationError
+        If a label is none of the classes, or a unit none of the units: it would count for another.
+    """
     count, classes = shape
+    for name, numbers, size in (
+        ("truth", truth, classes),
+        ("found", found, classes),
+        ("units", units, count),
+    ):
+        if np.size(numbers) and not (np.min(numbers) >= 0 and np.max(numbers) < size):
+            raise EvaluationError(
+                f"{name} holds {np.min(numbers)} to {np.max(numbers)}, and {size} are counted",
+                f"number them from 0 to {size - 1}; leave missing ones out",
+            )
     flat = (units * classes + truth) * classes + found
     counts = np.bincount(flat, minlength=count * classes * classes)
     return counts.reshape(count, classes, classes).astype(np.float32)
@@ -120,9 +138,25 @@ def estimates(
         Of the resamples.
     margin : float or mapping of str to float
         What "no worse" allows, of all metrics or of each; nothing is said of those that have none,
-        nor of the bias, of which neither less nor more is better.
+        nor of the bias, of which neither less nor more is better. Where a resample has no value,
+        as of units without labels, nothing is shown to be no worse.
+
+    Raises
+    ------
+    EvaluationError
+        If there is no such reference, rows are of other units, or there is but one: it tells
+        nothing of others.
     """
+    if reference not in counts:
+        raise EvaluationError(f"there is no row {reference!r}", f"rows: {', '.join(counts)}")
     units = len(counts[reference])
+    if other := [row for row, matrix in counts.items() if len(matrix) != units]:
+        raise EvaluationError(
+            f"{other[0]!r} has {len(counts[other[0]])} units, {reference!r} {units}",
+            "count the same units, in one order, for every row",
+        )
+    if units < 2:
+        raise EvaluationError(f"an interval from {units} unit", "give two at least")
     rng = np.random.default_rng(seed)
     weights = rng.multinomial(units, np.full(units, 1 / units), size=DRAWS).astype(np.float32)
     values: dict[str, dict[str, tuple[float, NDArray[np.floating[Any]]]]] = {}
@@ -141,10 +175,9 @@ def estimates(
                     entry["ratio"] = interval(value / base, drawn / base_drawn)
                 allowed = margin.get(metric) if isinstance(margin, Mapping) else margin
                 if allowed is not None and metric != "bias":
-                    change = entry["difference"]
-                    entry["no_worse"] = (
-                        change["high"] < allowed if metric in ERRORS else change["low"] > -allowed
-                    )
+                    change = drawn - base_drawn if metric in ERRORS else base_drawn - drawn
+                    # NaN is no less.
+                    entry["no_worse"] = bool(np.quantile(change, 0.975) < allowed)
             out[row][metric] = entry
     return out
 
@@ -152,4 +185,9 @@ def estimates(
 def interval(value: float, drawn: NDArray[np.floating[Any]]) -> dict[str, float]:
     """Return a value with the 95 % interval of what was drawn of it; NaN was not to be had."""
     low, high = np.nanquantile(drawn, (0.025, 0.975))
-    return {"value": round(value, 5), "low": round(float(low), 5), "high": round(float(high), 5)}
+    return {"value": _short(value), "low": _short(float(low)), "high": _short(float(high))}
+
+
+def _short(value: float) -> float:
+    """Round to five decimals, or, of what is small, to five digits."""
+    return float(f"{value:.5g}") if abs(value) < 1e-2 else round(value, 5)

@@ -129,10 +129,13 @@ def write_labels(
     EvaluationError
         Another kind, or a name that the benchmark would cut elsewhere.
     """
-    if kind not in _KINDS or "__" in task:
+    if kind not in _KINDS or "__" in task or task.endswith("_"):
         raise EvaluationError(
-            f"a task {task!r} of kind {kind!r}", f"kinds: {', '.join(_KINDS)}; no __ in a name"
+            f"a task {task!r} of kind {kind!r}",
+            f"kinds: {', '.join(_KINDS)}; no __ in a name, nor _ at its end",
         )
+    if len(ids) != np.size(labels):
+        raise EvaluationError(f"{len(ids)} names, {np.size(labels)} labels", "give as many")
     path = Path(folder) / f"{task}__{kind}.csv"
     _pandas().DataFrame({"id": list(ids), "label": np.asarray(labels)}).to_csv(path, index=False)
     return path
@@ -217,11 +220,23 @@ def _tasks(folder: Path, known: Any) -> Mapping[str, tuple[str, Any, NDArray[np.
     tasks = {}
     for file in files:
         name, kind = file.stem.split("__", 1)
-        table = _pandas().read_csv(file, dtype={"id": str}).dropna(subset=["label"])
-        table = table[table["id"].isin(known)]
-        y = table["label"].to_numpy(np.float64)
         if kind not in _KINDS:
             raise EvaluationError(f"{file.name} is of kind {kind!r}", f"use {', '.join(_KINDS)}")
+        table = _pandas().read_csv(file, dtype={"id": str})
+        if not {"id", "label"} <= set(table.columns):
+            raise EvaluationError(
+                f"{file.name} has the columns {list(table.columns)[:5]}", "it needs id,label"
+            )
+        table = table.dropna(subset=["label"])
+        if table["id"].duplicated().any():
+            raise EvaluationError(
+                f"{file.name} names {table['id'][table['id'].duplicated()].iloc[0]} twice",
+                "give each sample once: else it trains and is tested",
+            )
+        table = table[table["id"].isin(known)]
+        y = _pandas().to_numeric(table["label"], errors="coerce").to_numpy(np.float64)
+        if not np.isfinite(y).all():
+            raise EvaluationError(f"{file.name} holds labels that are no numbers", "number them")
         if len(y) < 20:
             raise EvaluationError(
                 f"{file.name} has labels of {len(y)} of the embeddings", "at least 20 are needed"

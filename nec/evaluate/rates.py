@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nec.errors import EvaluationError
+from nec.evaluate.intervals import ERRORS
 
 # Points of the common range of scores that a saving is averaged over.
 _STEPS = 200
@@ -121,9 +122,10 @@ def compare_rates(
     base : str
         The method that savings are over.
     margin : float
-        Loss against the reference that is allowed, as a share: 0.01 is a point.
+        Loss against the reference that is allowed, in units of the metric: of an accuracy, 0.01
+        is a point.
     size, metric : str
-        Keys of a row.
+        Keys of a row; of `rmse` and `mae` less is better.
 
     Returns
     -------
@@ -146,8 +148,14 @@ def compare_rates(
     def curve(method: str, key: str | None) -> RateCurve:
         entries = [(float(row[size]), row[metric]) for row in rows[method]]
         if key is None:
-            return RateCurve.of((s, e["value"]) for s, e in entries)
-        return RateCurve.of((s, e["difference"][key]) for s, e in entries)
+            return RateCurve.of((s, sign * e["value"]) for s, e in entries)
+        return RateCurve.of((s, change(e, key)) for s, e in entries)
+
+    # Of errors less is better: all is turned, so that the upper bound is the lower one.
+    sign, lower = (-1, "high") if metric in ERRORS else (1, "low")
+
+    def change(entry: Mapping[str, Any], key: str) -> float:
+        return sign * float(entry["difference"][key])
 
     def crossing(method: str, key: str) -> float | None:
         return curve(method, key).bytes_at(-margin)
@@ -155,11 +163,11 @@ def compare_rates(
     def saved(ours: float | None, theirs: float | None) -> float | None:
         return None if ours is None or theirs is None else 1 - ours / theirs
 
-    at_margin, no_worse = crossing(base, "value"), crossing(base, "low")
+    at_margin, no_worse = crossing(base, "value"), crossing(base, lower)
     found = {}
     for method, points in rows.items():
-        mean, bound = crossing(method, "value"), crossing(method, "low")
-        held = [float(r[size]) for r in points if r[metric]["difference"]["low"] > -margin]
+        mean, bound = crossing(method, "value"), crossing(method, lower)
+        held = [float(r[size]) for r in points if change(r[metric], lower) > -margin]
         found[method] = {
             "bytes_at_margin": mean,
             "bytes_no_worse": bound,

@@ -67,11 +67,12 @@ class RowSamples:
         self._given = groups is not None
         self.groups = np.arange(len(self.labels)) if groups is None else np.asarray(groups)
         self.places = None if places is None else np.asarray(places)
-        if not len(X) == len(self.labels) == len(self.groups):
-            raise HeadError(
-                f"{len(X)} samples, {len(self.labels)} labels, {len(self.groups)} groups",
-                "pass as many of each",
-            )
+        told = {"labels": len(self.labels), "groups": len(self.groups)}
+        if self.places is not None:
+            told["places"] = len(self.places)
+        if set(told.values()) != {len(X)}:
+            others = ", ".join(f"{count} {name}" for name, count in told.items())
+            raise HeadError(f"{len(X)} samples, {others}", "pass as many of each")
 
     def fit(self, head: Any, at: Places) -> None:
         """Fit a head to some of the rows."""
