@@ -48,8 +48,14 @@ def card_text(card: dict[str, Any]) -> str:
     )
     near = card["agreement"]
     described = [i for i, asked in enumerate(training["described"], 1) if asked]
-    stages = " and ".join(map(str, described))
-    beside = f", in stage {stages} also to whitened means and roughnesses" if described else ""
+    later = " and later" if len(described) > 1 else ""
+    beside = (
+        f", in stage {described[0]}{later} also to\n  whitened means and roughnesses"
+        if described
+        else ""
+    )
+    if any("--whole" in command for command in training["commands"]):
+        beside += "; at the end half of it on\n  chips whole in all their bands, as they are used"
     commands = "\n".join(training["commands"])
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
