@@ -14,6 +14,7 @@ from conftest import CORNER, RasterWriter
 from shapely.geometry import Point
 from typer.testing import CliRunner
 
+import nec
 from nec.cli import app
 from nec.errors import NecError
 
@@ -190,6 +191,16 @@ def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> Non
     assert "100%" in output
     run("seal", store)
     assert "as written" in run("verify", store)
+
+
+def test_a_rate_of_ones_own_has_the_basis_of_the_model(
+    write_raster: RasterWriter, tmp_path: Path
+) -> None:
+    numbers = np.random.default_rng(0).integers(300, 3000, (3, 64, 64)).astype(np.uint16)
+    scene = write_raster("s.tif", numbers, bands=("blue", "red", "nir08"), scales=(1e-4,) * 3)
+    run("fit", scene, tmp_path / "own.json", "--model", "nec-tiny", "--bytes", "6")
+    own = nec.Compressor.load(tmp_path / "own.json")
+    assert own.basis_hash == nec.load_model("nec-tiny").basis_hash
 
 
 def test_a_series_is_trained_on_and_mapped_at_a_day_that_is_named(
