@@ -110,6 +110,7 @@ def test_biomass_from_sparse_measurements(
         assert (file.units[0], file.crs.to_epsg()) == ("Mg/ha", 32633)
     with rasterio.open(tmp_path / "agb.lower.tif") as file:
         lower = file.read(1)
+        assert file.descriptions == ("lower bound of 90%",)
     there = np.isfinite(found)
     assert there.sum() == 32 * 32
     assert (lower[there] <= found[there]).all()
@@ -167,12 +168,14 @@ def test_biomass_from_sparse_measurements(
         (("train", store, tmp_path / "no" / "h.safetensors", "--labels", one), "is no folder"),
         (("predict", store, head, tmp_path / "no" / "m.tif"), "is no folder"),
         (("predict", store, head, out, "--cells"), "maps tokens"),
-        (("predict", store, head, out, "--interval", "2"), "is no share"),
+        (("predict", store, head, tmp_path / "new.tif", "--interval", "90"), "is no share"),
+        (("predict", store, head, tmp_path / "new.png"), "no name of a map"),
         (("predict", tmp_path / "none.zarr", head, out), "none.zarr"),
     ]
     for arguments, message in wrong:
         with pytest.raises(NecError, match=message):
             run(*arguments)  # type: ignore[arg-type]
+    assert not list(tmp_path.glob("new.*"))
 
 
 def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> None:

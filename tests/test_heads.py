@@ -368,6 +368,8 @@ UNFIT = [
     (Segmenter(), scene(), np.full((SIZE, SIZE), -1), "no token has a label"),
     (Segmenter(), scene() * np.nan, truth(), "hold NaN"),
     (Segmenter(), scene(), raster(FINE, 10, crs=32634), "do not overlap"),
+    (Segmenter(), scene(), raster(FINE, 10, crs=32722), "do not overlap"),
+    (Segmenter(), "store.zarr", raster(FINE, 10), "got a path, store.zarr"),
     (Segmenter(), scene(), raster(FINE.astype(str), 10, crs=32634), "cannot be brought over"),
     (Segmenter(), scene(), raster(FINE, 10, left=LEFT + 1e6), "do not overlap"),
     (Segmenter(), scene(), raster(truth(), 9.0).drop_vars("spatial_ref"), "write the CRS"),

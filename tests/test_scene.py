@@ -457,6 +457,8 @@ def test_errors_of_bands_and_scalings(write_raster: RasterWriter) -> None:
         open_scene(write_raster("S2_twice.tif", numbers(), bands=("red", "B04")))
     with error("no band is recognised in S2_cloud.tif", "bands="):
         open_scene([path, write_raster("S2_cloud.tif", numbers(1))])
+    with error("mask 'SCL' is no band of S2, and no file", "red, nir"):
+        open_scene(path, mask="SCL")
     with error("time='yesterday' is not a time", "ISO 8601"):
         open_scene(path, time="yesterday")
 

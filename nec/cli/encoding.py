@@ -291,5 +291,5 @@ def _tell_archive(report: "ArchiveReport") -> None:
     if not report.ok:
         for name, reason in report.failures.items():
             console.print(f"[red]{escape(name)}[/red]: {escape(reason)}")
-        console.print("run the same command again to retry what failed")
+        console.print("where a remedy is given, follow it; then run the same command again")
         raise typer.Exit(1)

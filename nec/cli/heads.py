@@ -407,6 +407,8 @@ def predict(
     fitted = load_head(head)
     if isinstance(fitted, BiomassRegressor) and cells:
         raise HeadError("a biomass head maps tokens", "leave out --cells")
+    if interval is not None and not 0 < interval < 1:
+        raise HeadError(f"--interval {interval} is no share", "give one between 0 and 1, as 0.9")
     if interval is not None and not isinstance(fitted, BiomassRegressor):
         raise HeadError(f"{head} gives classes, which have no interval", "leave out --interval")
     vectors = one_time(dataset, "scene_embedding" if cells else "embedding")
@@ -419,5 +421,6 @@ def predict(
     if bounds is not None:
         for bound in ("lower", "upper"):
             beside = out.with_suffix(f".{bound}{out.suffix}")
-            write_map(bounds.sel(bound=bound, drop=True), beside)
-            console.print(f"[bold]{escape(str(beside))}[/bold]: {bound} bound of {interval:.0%}")
+            told = f"{bound} bound of {interval:.0%}"
+            write_map(bounds.sel(bound=bound, drop=True).assign_attrs(long_name=told), beside)
+            console.print(f"[bold]{escape(str(beside))}[/bold]: {told}")

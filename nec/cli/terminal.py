@@ -71,6 +71,7 @@ def progress_bar(title: str) -> "Iterator[Callable[[RunProgress], None]]":
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
+        TextColumn("shards"),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rates]}"),
     )
@@ -97,6 +98,6 @@ def rates_text(now: "RunProgress") -> str:
     words.append(f"{now.pixels_per_second / 1e6:.3g} Mpx/s")
     words.append(f"{now.bytes_in / 1e6:,.1f} MB in")
     words.append(f"{now.bytes_out / 1e3:,.1f} kB out")
-    if (left := now.eta) is not None:
+    if (left := now.eta) is not None and now.tasks_done < now.tasks:
         words.append(f"{timedelta(seconds=round(left))} left")
     return ", ".join(words)

@@ -297,7 +297,8 @@ def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]
     """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
     import rioxarray  # noqa: F401 - registers .rio
     from rasterio.enums import Resampling
-    from rioxarray.exceptions import RioXarrayError
+    from rasterio.warp import transform_bounds
+    from rioxarray.exceptions import NoDataInBounds, RioXarrayError
 
     theirs, ours = crs_of(labels), tokens.crs
     if labels.dtype.kind not in "iuf":
@@ -312,7 +313,10 @@ def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]
     ]
     (bottom, top), (left, right) = ends
     try:
-        near = labels.rio.clip_box(left, bottom, right, top, crs=ours)
+        box = transform_bounds(ours, theirs, left, bottom, right, top)
+        if not np.isfinite(box).all():  # so far away that their CRS does not reach here
+            raise NoDataInBounds(f"no place in {_short(theirs)}")
+        near = labels.rio.clip_box(*box)
     except RioXarrayError as error:  # nothing inside, or a single row
         raise HeadError(
             f"labels in {_short(theirs)} and an embedding in {_short(ours)} do not overlap",

@@ -21,6 +21,7 @@ from nec.sampling import Lattice, crs_of, grid_mapping_name, spatial_dims, witho
 MISSING = -1
 # Dimensions of maps of several planes.
 PLANES = ("bound", "class")
+MAP_SUFFIXES = (".tif", ".tiff", ".zarr")
 BATCH = 1 << 14  # rows at a time: bounds the memory beside the chunk itself
 
 
@@ -181,7 +182,7 @@ def write_map(
         Or numbers of a regressor, NaN where missing; of its `predict_interval` (bound, y, x), or
         probabilities (class, y, x) of `predict_proba`, a plane each.
     path : str or path
-        What to write: a Zarr group where the name ends in ``.zarr``, else a GeoTIFF. It appears
+        What to write: a Zarr group (``.zarr``), or a GeoTIFF (``.tif``, ``.tiff``). It appears
         when it is complete, and replaces one that is there.
     colours : sequence of (red, green, blue), optional
         One for each class, 0 to 255. Chosen when not given; Zarr has none.
@@ -201,10 +202,12 @@ def write_map(
     Raises
     ------
     HeadError
-        No map, no CRS, or not as many colours as classes; a folder that is no Zarr group is
-        where one shall be written.
+        No map, no CRS, a name of another format, or not as many colours as classes; a folder that
+        is no Zarr group is where one shall be written.
     """
     path = Path(path)
+    if path.suffix.lower() not in MAP_SUFFIXES:
+        raise HeadError(f"{path} is no name of a map", f"end it in {', '.join(MAP_SUFFIXES)}")
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
     numbers = labels.dtype.kind == "f" and "band" not in labels.dims

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,8 @@ def scene_pairs(X: Any, y: Any) -> list[tuple[xr.DataArray, Any]] | None:
     """Pairs of embedding and labels; None where `X` is rows."""
     if isinstance(X, xr.Dataset):
         raise HeadError("got a Dataset", "pass one of its arrays: ds.embedding")
+    if isinstance(X, str | Path):
+        raise HeadError(f"got a path, {X}", "pass an array of the store: nec.open(path).embedding")
     if isinstance(X, xr.DataArray):
         return [(X, y)]
     if isinstance(X, Sequence) and X and isinstance(X[0], xr.DataArray):

@@ -108,6 +108,8 @@ def job_of(
         only("an open scene", "tiling")
         return scene_job(source, model, rate, tiling or model.tiling, min_cosine)
     scene = open_scene(source, **only("a scene", *SCENE_OPTIONS, "tiling"))
+    if given.get("bands") is not None:
+        scene = scene.select(usable_bands(scene.name, scene.bands, model, asked=True))
     return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
 
 
@@ -319,8 +321,10 @@ def _digest(array: xr.DataArray, dim: str, stride: int) -> str:
     return content.hexdigest()
 
 
-def usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ...]:
-    """Return the bands that the model takes.
+def usable_bands(
+    name: str, bands: Sequence[str], model: Model, *, asked: bool = False
+) -> tuple[str, ...]:
+    """Return the bands that the model takes; of bands that were asked for, warn of the others.
 
     Where it takes one of nir and nir08, they serve each other, nir08 first.
     """
@@ -336,6 +340,14 @@ def usable_bands(name: str, bands: Sequence[str], model: Model) -> tuple[str, ..
             "name its bands with bands=...",
         )
     left_out = [b for b in bands if b not in chosen]
+    if asked and left_out:
+        log.warning(
+            "%s takes no %s: the embedding of %s is made of %s alone",
+            model.name,
+            ", ".join(left_out),
+            name,
+            ", ".join(chosen),
+        )
     log.info("%s: bands %s%s", name, ", ".join(chosen), f"; unused {left_out}" if left_out else "")
     return chosen
 

@@ -132,6 +132,8 @@ class ImageCollection:
             )
         else:
             paths = [folder / f for f in files]
+        if not paths and (folder / "zarr.json").exists():
+            raise SceneError(f"{folder} is a store already", "encode what it was made of")
         if not paths:
             raise SceneError(f"folder {folder} holds no image", "pass a folder of images")
         kinds = {p.suffix.lower() in PICTURE_SUFFIXES for p in paths}

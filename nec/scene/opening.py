@@ -99,6 +99,12 @@ def open_scene(
     masking, mask_index = None, 0
     if mask is not None:
         own = _mask_among(mask, opened)
+        if own is None and isinstance(mask, str) and "." not in mask and not Path(mask).exists():
+            has = ", ".join(names[0] for item in opened for names in item.names if names)
+            raise SceneError(
+                f"mask {mask!r} is no band of {name}, and no file",
+                f"its bands are {has or 'unnamed'}",
+            )
         masking, mask_index = own or (_open_mask(mask, finest.source.geobox, crs), 0)
     elif mask_classes is not None:
         raise SceneError("mask_classes= goes with a mask", "pass mask= too, or leave it out")
