@@ -145,17 +145,17 @@ def compare_rates(
     if base not in rows:
         raise EvaluationError(f"there is no method {base!r}", f"methods: {', '.join(rows)}")
 
-    def curve(method: str, key: str | None) -> RateCurve:
-        entries = [(float(row[size]), row[metric]) for row in rows[method]]
-        if key is None:
-            return RateCurve.of((s, sign * e["value"]) for s, e in entries)
-        return RateCurve.of((s, change(e, key)) for s, e in entries)
-
     # Of errors less is better: all is turned, so that the upper bound is the lower one.
     sign, lower = (-1, "high") if metric in ERRORS else (1, "low")
 
     def change(entry: Mapping[str, Any], key: str) -> float:
         return sign * float(entry["difference"][key])
+
+    def curve(method: str, key: str | None) -> RateCurve:
+        entries = [(float(row[size]), row[metric]) for row in rows[method]]
+        if key is None:
+            return RateCurve.of((s, sign * e["value"]) for s, e in entries)
+        return RateCurve.of((s, change(e, key)) for s, e in entries)
 
     def crossing(method: str, key: str) -> float | None:
         return curve(method, key).bytes_at(-margin)
