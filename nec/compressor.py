@@ -23,9 +23,8 @@ from nec.fit_arguments import (
     check_target,
     check_weights,
     fitting_by,
-    valid_vectors,
 )
-from nec.pieces import cells_of, kept_lengths, pieces_of, pooled
+from nec.pieces import cells_of, kept_lengths, pieces_of, pooled, valid_vectors
 from nec.rotation import checked_basis, hash_basis, klt, rotate
 
 log = logging.getLogger(__name__)

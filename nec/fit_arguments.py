@@ -1,15 +1,14 @@
 """What a compressor is asked to be fitted to: arguments that cannot be are told by name."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from nec.codec.coding import Coding
 from nec.errors import ChunkError, CompressorError
-from nec.pieces import vectors_of
 
 
 def check_target(bytes_per_vector: float | None, cosine: float | None, codebook: int | str) -> None:
@@ -41,29 +40,6 @@ def check_steps(relative_steps: ArrayLike | None, basis: ArrayLike | None) -> No
             f"relative_steps of shape {np.shape(relative_steps)} are not those of a basis",
             "give basis=, and one step for each of its components",
         )
-
-
-def valid_vectors(
-    pieces: Sequence[NDArray[np.float32]], features: int | None = None
-) -> NDArray[np.float32]:
-    """Return the vectors of pieces (sample, y, x, feature) that are not missing: (n, feature).
-
-    Raises
-    ------
-    CompressorError
-        If there is none, or pieces are of different features, or of others than `features`.
-    """
-    widths = {p.shape[-1] for p in pieces} | (set() if features is None else {features})
-    if len(widths) > 1:
-        raise CompressorError(
-            f"samples, or a sample and a basis, of {' and '.join(map(str, sorted(widths)))} "
-            "features",
-            "give those of one model",
-        )
-    parts = [v[~np.isnan(v).any(1)] for v in map(vectors_of, pieces)]
-    if not sum(map(len, parts)):
-        raise CompressorError("a sample holds no valid vector", "NaN marks missing ones")
-    return np.concatenate(parts)
 
 
 @contextmanager

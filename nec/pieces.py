@@ -62,6 +62,29 @@ def vectors_of(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values.reshape(-1, values.shape[-1])
 
 
+def valid_vectors(
+    pieces: Sequence[NDArray[np.float32]], features: int | None = None
+) -> NDArray[np.float32]:
+    """Return the vectors of pieces (sample, y, x, feature) that are not missing: (n, feature).
+
+    Raises
+    ------
+    CompressorError
+        If there is none, or pieces are of different features, or of others than `features`.
+    """
+    widths = {p.shape[-1] for p in pieces} | (set() if features is None else {features})
+    if len(widths) > 1:
+        raise CompressorError(
+            f"samples, or a sample and a basis, of {' and '.join(map(str, sorted(widths)))} "
+            "features",
+            "give those of one model",
+        )
+    parts = [v[~np.isnan(v).any(1)] for v in map(vectors_of, pieces)]
+    if not sum(map(len, parts)):
+        raise CompressorError("a sample holds no valid vector", "NaN marks missing ones")
+    return np.concatenate(parts)
+
+
 def cells_of(scenes: ArrayLike | Sequence[ArrayLike]) -> list[NDArray[np.float32]]:
     """Return pooled features as arrays (sample, y, x, feature); lone vectors as 1 x 1."""
     arrays = scenes if isinstance(scenes, list | tuple) else [scenes]

@@ -31,6 +31,11 @@ def learning_rate(step: int, steps: int, cooldown: int) -> float:
     return min(1.0, (step + 1) / warm_up, (steps - step) / max(cooldown, 1))
 
 
+def settled_step(steps: int, cooldown: int | None) -> int:
+    """Return the step from which the rate falls, and ranks and bases stay."""
+    return round((1 - SETTLED) * steps) if cooldown is None else steps - cooldown
+
+
 def _unending(stage: dict[str, str]) -> dict[str, str]:
     """Return what of a call's arguments its steps before the cooldown hang on."""
     return {k: v for k, v in stage.items() if k not in ("steps", "cooldown", "run", "plot")}
@@ -75,9 +80,7 @@ class Course:
     @property
     def settled(self) -> int:
         """The step from which the rate falls, and ranks and bases stay."""
-        if self.cooldown is not None:
-            return self.steps - self.cooldown
-        return round((1 - SETTLED) * self.steps)
+        return settled_step(self.steps, self.cooldown)
 
     def _begin_average(self) -> None:
         self.average = AveragedModel(
@@ -173,8 +176,8 @@ class Course:
         """Keep the arguments of a call, for those of the last where only the end has moved."""
         if self.stages:
             before = self.stages[-1]
-            steps, cooldown = int(before["steps"]), before.get("cooldown", "None")
-            settled = round((1 - SETTLED) * steps) if cooldown == "None" else steps - int(cooldown)
+            cooldown = int(before["cooldown"]) if "cooldown" in before else None
+            settled = settled_step(int(before["steps"]), cooldown)
             if self.step <= settled and _unending(stage) == _unending(before):
                 self.stages.pop()
         if stage not in self.stages[-1:]:

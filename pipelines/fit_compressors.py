@@ -149,9 +149,6 @@ def card_text(card: dict) -> str:
         if len(training["commands"]) > 1
         else ""
     )
-    # Results of nec-tiny have no number, those of its successors have theirs.
-    which = card["name"].removeprefix("nec-tiny").replace("-", "_")
-    main_job = ", and `docs/benchmarks/main_job.json`, by\n  `pipelines/bench_main_job.py`"
     begun = ""
     if training.get("begun"):
         before = training["begun"]
@@ -175,7 +172,7 @@ reflectance 0 to 1.
   {training["seed"]}, {training["cpu_hours"]:.1f} CPU-hours; two views of each chip, masked to a
   quarter of their tokens{unmasked}; reconstruction of hidden tokens, agreement of the views, a
   linear prediction of each patch's colour and texture from its embedding{taught}{noise}. The
-  weights are a running average. Loss curve: `docs/benchmarks/pretrain_encoder{which}.png`; what
+  weights are a running average. Loss curve: `docs/benchmarks/pretrain_encoder.png`; what
   each part gives: `docs/encoder.md`.
 
 ```sh
@@ -189,8 +186,9 @@ reflectance 0 to 1.
 |---|---|---|---|
 {rows}
 
-- **Accuracy of heads** on its embeddings: `docs/benchmarks/encoder{which}.json`, by
-  `pipelines/bench_encoder.py`{"" if which else main_job}.
+- **Accuracy of heads** on its embeddings: `docs/benchmarks/encoder.json`, by
+  `pipelines/bench_encoder.py`, and `docs/benchmarks/main_job.json`, by
+  `pipelines/bench_main_job.py`.
 - **Licence**: {card["licence"]} for the weights; the images' own licences are above.
 - **Limits**: a short schedule; few places and seasons, no clouds, no radar. Photos of 0.3 m
   and snow are far from what it has seen.

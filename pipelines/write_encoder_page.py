@@ -3,9 +3,8 @@
     python pipelines/write_encoder_page.py
 
 Reads ``docs/benchmarks/encoder.json`` (see ``bench_encoder.py``) and, where they are there,
-``encoder_2.json`` (the same of ``--model nec-tiny-2``), ``noise_training.json`` (its
-compressibility, of a pair of networks with and without noise) and ``pretraining.json`` (see
-``bench_pretraining.py``).
+``noise_training.json`` (its compressibility, of a pair of networks with and without noise) and
+``pretraining.json`` (see ``bench_pretraining.py``).
 """
 
 import argparse
@@ -114,10 +113,6 @@ def main() -> None:
     results = json.loads((args.folder / "encoder.json").read_text())
     shown = [accuracies(found) for found in tables(results).values()]
     text = replace_block(text, "accuracies", "\n\n".join(shown))
-    second = args.folder / "encoder_2.json"
-    if second.exists():
-        measured = tables(json.loads(second.read_text()))
-        text = replace_block(text, "second", "\n\n".join(map(accuracies, measured.values())))
     noise = args.folder / "noise_training.json"
     measured = json.loads(noise.read_text()) if noise.exists() else results
     if "compressibility" in measured:

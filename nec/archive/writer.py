@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from nec.archive.creation import create, serializer_of, stored_arrays
 from nec.archive.grid import Task
 from nec.archive.layout import ArrayLayout, Layout
-from nec.archive.metadata import canonical, merge, root_attributes, stamp_root
+from nec.archive.metadata import canonical, merge, stamp_root
 from nec.archive.receipts import Receipt, StoredObject, discrepancies, load_receipt
 from nec.archive.series import (
     Fingerprints,
@@ -229,14 +229,6 @@ class StoreWriter:
             )
             msg = f"{self.path} is of another run: {told}"
             raise StoreError(msg, "choose another path, or remove the store")
-        # Sources may lie elsewhere and be the same otherwise.
-        for key, ours in root_attributes(self.layout, {}).items():
-            placed = root["attributes"].get(key)
-            if key.startswith(("spatial:", "proj:")) and canonical(ours) != canonical(placed):
-                raise StoreError(
-                    f"{self.path} lies elsewhere: its {key} is {placed}, this run's {ours}",
-                    "choose another path, or remove the store",
-                )
         stored = stored_arrays(root)
         metadata = root["consolidated_metadata"]["metadata"]
         for array in self.layout.arrays():
