@@ -107,6 +107,31 @@ def test_bands_come_back_from_a_codec_of_pixels_and_tokens_tell_their_classes():
     assert r2(guess.sum(0)) < 0.1
 
 
+def test_coders_give_back_every_vector_of_chunks_of_images_and_of_scenes():
+    from codec_bench.baselines import PrincipalComponents
+    from rate_bench.coders import Passage, plain, principal, stream
+
+    from nec.compressor import Compressor
+
+    rng = np.random.default_rng(3)
+    tokens = np.cumsum(rng.normal(size=(5, 8, 8, 4)), axis=1) @ rng.normal(size=(4, 12))
+    tokens = tokens.astype(np.float32)
+    flat = tokens.reshape(-1, 12)
+    compressor = Compressor.fit([*tokens], bytes_per_vector=2)
+    components = PrincipalComponents.fit(flat)
+    for coder in (
+        stream(compressor, tokens[:1]),
+        plain("float16"),
+        principal(components, 4, packed=False),
+    ):
+        for values in (tokens, tokens[0]):
+            back, size = Passage(coder).through(values)
+            assert back.shape == values.shape
+            errors = np.square(back - values).mean(axis=(-3, -2, -1))
+            assert (errors < 0.1 * flat.var()).all()
+            assert 0 < size < values.nbytes
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's /proc")
 def test_peak_memory_counts_what_was_freed_and_not_what_was_there():
     # In a process of its own, as the benchmark does it: others hold memory that they let go.

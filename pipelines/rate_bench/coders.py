@@ -62,7 +62,7 @@ class Passage:
 def stream(compressor: Compressor, small: Floats) -> Coder:
     """Return a compressor as a coder of chunks; kernels are compiled on a `small` one."""
     compressor.decode(compressor.encode(small))
-    return Coder(compressor.encode, lambda c: compressor.decode(c)[0], len)
+    return Coder(compressor.encode, compressor.decode, len)
 
 
 def plain(kind: str) -> Coder:

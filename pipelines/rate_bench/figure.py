@@ -11,35 +11,38 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-# Colour and marker by how a method's name begins; the first that fits.
+# Colour, marker and line by how a method's name begins; the first that fits. Codecs of one name
+# that see the image otherwise (smaller, in a mosaic) share a colour.
 STYLES = (
-    ("learned", "#c2185b", "D"),
-    ("transform codec, falloff 16", "#80deea", "o"),
-    ("transform codec, falloff", "#42a5f5", "o"),
-    ("transform codec", "#1565c0", "o"),
-    ("as shipped", "#0d47a1", "*"),
-    ("JPEG 2000, mosaic", "#e65100", "v"),
-    ("JPEG 2000", "#ef6c00", "s"),
-    ("JPEG XL", "#f9a825", "s"),
-    ("JPEG", "#8d6e63", "s"),
-    ("WebP", "#bcaaa4", "s"),
-    ("AVIF", "#d4b106", "s"),
-    ("half size", "#ffb74d", "v"),
-    ("quarter size", "#ffcc80", "v"),
-    ("pooled, mean and roughness, PQ", "#004d40", "v"),
-    ("pooled, mean and roughness, PCA-k int8, zstd", "#26a69a", "<"),
-    ("pooled, mean and roughness", "#00897b", "^"),
-    ("pooled, mean, PQ", "#004d40", "v"),
-    ("pooled, mean, PCA-k int8, zstd", "#26a69a", "<"),
-    ("pooled", "#00897b", "^"),
-    ("tokens, PCA-k int8, zstd", "#ce93d8", "1"),
-    ("tokens, PCA", "#7b1fa2", "x"),
-    ("tokens, PQ", "#ab47bc", "+"),
-    ("KLT", "#5c6bc0", "x"),
-    ("pixel statistics", "#616161", "P"),
-    ("bands of the token, mean and deviation, PCA", "#9e9e9e", "p"),
-    ("bands of the token", "#616161", "P"),
+    ("learned: falloff", "#f06292", "D", "--"),
+    ("learned", "#c2185b", "D", "-"),
+    ("transform codec, falloff 16", "#80deea", "o", "-"),
+    ("transform codec, falloff", "#42a5f5", "o", "-"),
+    ("transform codec", "#1565c0", "o", "-"),
+    ("as shipped", "#0d47a1", "*", "none"),
+    ("JPEG 2000, mosaic", "#ef6c00", "v", "--"),
+    ("JPEG 2000", "#ef6c00", "s", "-"),
+    ("JPEG XL", "#fdd835", "s", "-"),
+    ("JPEG", "#8d6e63", "s", "-"),
+    ("WebP", "#bcaaa4", "s", "-"),
+    ("AVIF", "#9e9d24", "s", "-"),
+    ("half size", "#ef6c00", "<", ":"),
+    ("quarter size", "#ef6c00", "1", ":"),
+    ("pooled, mean and roughness, PQ", "#004d40", "v", "-"),
+    ("pooled, mean and roughness, PCA-k int8, zstd", "#26a69a", "<", "--"),
+    ("pooled, mean and roughness", "#00897b", "^", "-"),
+    ("pooled, mean, PQ", "#004d40", "v", "-"),
+    ("pooled, mean, PCA-k int8, zstd", "#26a69a", "<", "--"),
+    ("pooled", "#00897b", "^", "-"),
+    ("tokens, PCA-k int8, zstd", "#7b1fa2", "1", "--"),
+    ("tokens, PCA", "#7b1fa2", "x", "-"),
+    ("tokens, PQ", "#ab47bc", "+", "-"),
+    ("KLT", "#5c6bc0", "x", "-"),
+    ("pixel statistics", "#616161", "P", "-"),
+    ("bands of the token, mean and deviation, PCA", "#9e9e9e", "p", "-"),
+    ("bands of the token", "#616161", "P", "-"),
 )
+PLAIN = ("black", ".", "-")
 # Scores that are no probe of pooled tokens.
 SCORES = {
     "mean_iou": "mean IoU of a linear head",
@@ -89,17 +92,17 @@ def _panel(ax: Axes, table: dict[str, Any], reference: str, unit: str) -> None:
             [100 * (r["accuracy"]["value"] - r["accuracy"]["low"]) for r in ordered],
             [100 * (r["accuracy"]["high"] - r["accuracy"]["value"]) for r in ordered],
         ]
-        style = next(((c, m) for start, c, m in STYLES if method.startswith(start)), ("k", "."))
+        color, marker, line = next((s for start, *s in STYLES if method.startswith(start)), PLAIN)
         ax.errorbar(
             sizes,
             values,
             yerr=bars if method.startswith(("transform", "learned")) else None,
-            color=style[0],
-            marker=style[1],
+            color=color,
+            marker=marker,
             markersize=5,
             linewidth=1,
             elinewidth=0.5,
-            linestyle="none" if method == "as shipped" else "-",
+            linestyle=line,
             label=method,
         )
     ax.axhline(100 * whole, color="black", linewidth=0.8)
