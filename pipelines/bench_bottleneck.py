@@ -112,6 +112,11 @@ def part_of(state: dict, name: str) -> dict[str, Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in modules.items() if k.startswith(f"{name}.")}
 
 
+def told(name: str, rows: list[dict]) -> str:
+    """Name a row for readers."""
+    return name.replace("_", " ") + (" (estimated)" if rows[0]["estimated"] else "")
+
+
 def plot(table: dict, out: Path) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import NullFormatter
@@ -121,18 +126,17 @@ def plot(table: dict, out: Path) -> None:
         size = [r["bytes_per_image"] for r in rows]
         style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-"}
         for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
-            ax.plot(
-                size, [100 * r["accuracy"][pooling]["value"] for r in rows], label=name, **style
-            )
+            values = [100 * r["accuracy"][pooling]["value"] for r in rows]
+            ax.plot(size, values, label=told(name, rows), **style)
         for ax, share in zip(axes[2:], ("embedding", "mean"), strict=True):
-            ax.plot(size, [r["unexplained"][share] for r in rows], label=name, **style)
+            ax.plot(size, [r["unexplained"][share] for r in rows], **style)
     for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
         for name, row in table["alone"][pooling].items():
             value = 100 * row["accuracy"]["value"]
             if row["bytes_per_image"]:
-                ax.plot(row["bytes_per_image"], value, "k+")
                 where = (row["bytes_per_image"], value)
-                ax.annotate(name, where, fontsize=7, ha="right", va="top")
+                ax.plot(*where, "k+")
+                ax.annotate(name, where, fontsize=7, ha="right", va="bottom")
             elif name == "float":
                 ax.axhline(value, color="grey", linewidth=1)
     titles = (
@@ -148,6 +152,7 @@ def plot(table: dict, out: Path) -> None:
     for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
         best = 100 * table["alone"][pooling]["float"]["accuracy"]["value"]
         ax.set_ylim(best - SHOWN, best + 2)
+        ax.set_xlim(left=2)  # room for names of the smallest
     low = [n for n, r in table["rows"].items() if _far(r, table["alone"])]
     if low:
         axes[0].set_title(f"{', '.join(low)}: below", loc="right", fontsize=8, y=0.01)

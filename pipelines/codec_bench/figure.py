@@ -29,7 +29,7 @@ def draw(sections: dict[str, Any], path: Path) -> None:
             ("Galileo tokens: linear land-cover probe", _galileo, sections.get("galileo")),
             ("Clay, lone vectors of 768", _lone, points.get("clay: random halves")),
             ("AlphaEarth, lone vectors of 64", _lone, points.get("alphaearth: random halves")),
-            ("Speed, MB of float32 or symbols a CPU-second", _speed, sections.get("speed")),
+            ("Speed: what a CPU-second does", _speed, sections.get("speed")),
         )
         for ax, (title, panel, found) in zip(axes.ravel(), panels, strict=True):
             ax.set_title(title, loc="left", fontweight="bold")
@@ -203,18 +203,22 @@ def _lone(ax: Axes, found: dict[str, Any]) -> None:
 
 
 def _speed(ax: Axes, found: dict[str, Any]) -> None:
-    """Bars: megabytes a CPU-second of reading, millions of symbols of the coders."""
+    """Bars in two groups: megabytes of float32 that are read, millions of symbols of the coders."""
     reading, times = found["stores"]["reading"], found["coefficients"]["times"]
-    bars = [(f"read: {name}", row["MB_per_cpu_second"], "MB/s") for name, row in reading.items()]
-    bars += [(name, row["Msymbols_per_cpu_second"], "M/s") for name, row in times.items()]
-    bars.reverse()
-    names = [name for name, _, _ in bars]
-    own = ("nec", "read: nec")
-    colours = [OURS if name.startswith(own) else OTHER for name in names]
-    ax.barh(range(len(bars)), [v for _, v, _ in bars], color=colours)
-    for i, (_, value, unit) in enumerate(bars):
-        ax.text(value * 1.05, i, f"{value:,.0f} {unit}", va="center", fontsize=8)
-    ax.set_yticks(range(len(bars)), names)
+    groups = (
+        ("read, MB of float32", "MB_per_cpu_second", reading),
+        ("coders, million symbols", "Msymbols_per_cpu_second", times),
+    )
+    ticks: list[tuple[int, str]] = []
+    for title, measure, rows in groups:
+        ticks.append((len(ticks), f"{title}:"))
+        for name, row in rows.items():
+            at, value = len(ticks), row[measure]
+            ax.barh(at, value, color=OURS if name.startswith("nec") else OTHER)
+            ax.text(value * 1.05, at, f"{value:,.0f}", va="center", fontsize=8)
+            ticks.append((at, name))
+    ax.set_yticks([at for at, _ in ticks], [name for _, name in ticks])
+    ax.invert_yaxis()
     ax.set_xscale("log")
-    ax.set_xlim(right=max(v for _, v, _ in bars) * 4)
+    ax.set_xlim(right=max(r[m] for _, m, rows in groups for r in rows.values()) * 4)
     ax.xaxis.set_major_formatter(FuncFormatter(_size))

@@ -17,6 +17,7 @@ METRICS = {
     "alphaearth": ("images", "accuracy"),
 }
 SEGMENTATION = ("pixels", "mean_iou")
+SHOWN = {"rmse": "RMSE", "mean_iou": "mean IoU"}
 UNITS = {"hainich": "Mg/ha", "gedi_structure": "m", "hainich_labels": "Mg/ha"}
 # What is drawn, by file, and its titles.
 GROUPS = {
@@ -41,6 +42,10 @@ GROUPS = {
 TITLES = {part: title for group in GROUPS.values() for part, title in group.items()}
 # Names of classes that data sets number.
 NAMES = {
+    "terramesh": {
+        **{1: "water", 2: "trees", 3: "flooded vegetation", 4: "crops", 5: "built"},
+        **{6: "bare", 7: "snow", 8: "clouds", 9: "rangeland"},
+    },
     "flood": {0: "land", 1: "water"},
     "alberta": dict(
         enumerate(
@@ -90,7 +95,7 @@ def _panels(part: str, found: dict[str, Any]) -> Iterator[Callable[[Axes], None]
     if "rows" in found:
         yield lambda ax: _draw_rows(ax, part, found["rows"])
     if "scatter" in found:
-        yield lambda ax: _draw_scatter(ax, part, found["scatter"])
+        yield lambda ax: _draw_scatter(ax, part, found["scatter"], found["labels"]["all"])
     elif "label_curve" in found:
         yield lambda ax: _draw_label_curve(ax, part, found)
     elif "confusion" in found:
@@ -111,15 +116,16 @@ def _draw_rows(ax: Axes, part: str, rows: dict[str, Any]) -> None:
     ax.invert_yaxis()
     ax.grid(alpha=0.3, axis="x")
     units = f", {UNITS[part]}" if part in UNITS else ""
-    ax.set(xlabel=f"{metric}{units} (95 %)", title=TITLES[part])
+    ax.set(xlabel=f"{SHOWN.get(metric, metric)}{units} (95 %)", title=TITLES[part])
 
 
-def _draw_scatter(ax: Axes, part: str, pairs: dict[str, Any]) -> None:
+def _draw_scatter(ax: Axes, part: str, pairs: dict[str, Any], labels: int) -> None:
     ours = next(name for name in pairs if name != "measured")
     draw_measured_against_predicted(
         np.array(pairs["measured"]), np.array(pairs[ours]), units=UNITS[part], ax=ax
     )
-    ax.set_title(ours)
+    count = len(pairs["measured"])
+    ax.set_title(f"{ours}, {count:,} of {labels:,} labels" if count < labels else ours)
 
 
 def _draw_confusion(ax: Axes, part: str, found: dict[str, Any]) -> None:
@@ -159,6 +165,9 @@ def _draw_transfer(ax: Axes, curves: dict[str, Any], target: str) -> None:
             text = "with the other region" if kind == "score" else "alone"
             ax.plot(at, means, style, marker="o", label=f"{name.split(',')[0]}, {text}")
         ax.set_xticks(at, [p["labels_there"] for p in points])
-    ax.set(ylim=(-1.5, 1), xlabel=f"labels of {target}", ylabel="R2", title=f"to {target}")
+    title = f"{TITLES['transfer']}: to {target}"
+    ax.set_yscale("symlog", linthresh=1)  # what is worse than the mean may be so by far
+    ax.set_yticks((-30, -10, -3, -1, 0, 0.5, 1), ("-30", "-10", "-3", "-1", "0", "0.5", "1"))
+    ax.set(xlabel=f"labels of {target}", ylabel="R2", title=title)
     ax.grid(alpha=0.3)
     ax.legend(fontsize=8)
