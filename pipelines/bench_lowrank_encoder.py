@@ -67,9 +67,7 @@ def main() -> None:
         DENSE: load_model("nec-tiny", precision="float32").encoder.network,
         LOWRANK: deploy(trained),
     }
-    small = VisionTransformerConfig(
-        width=args.small_width, depth=args.small_depth, heads=args.small_width // 64
-    )
+    small = VisionTransformerConfig.sized(args.small_width, args.small_depth)
     timed = {**networks, SMALL: encoder_of(args.small, small).network}
     if args.small:
         networks[SMALL] = timed[SMALL]

@@ -70,11 +70,6 @@ def last_weights(run: Path) -> dict[str, Tensor]:
     return {k.removeprefix(start): v.contiguous() for k, v in state.items() if k.startswith(start)}
 
 
-def config_of(width: int) -> VisionTransformerConfig:
-    """Return the shape of a network of this width."""
-    return VisionTransformerConfig(width=width, heads=width // 64)
-
-
 def images_of(data: Path, split: Path) -> ImageSet:
     """Return EuroSAT's test pool, and some of its training images."""
     images = eurosat_rgb(data, split)
@@ -138,7 +133,7 @@ def main() -> None:
             print(f"== {name}", flush=True)
             train(args.data, run, steps, args.batch, extra)
             save_file(last_weights(run), weights)
-        encoders[name] = encoder_of(weights, config_of(width))
+        encoders[name] = encoder_of(weights, VisionTransformerConfig.sized(width))
         if not vectors.exists():
             np.save(vectors, pooled(encoders[name], images))
         rows[name] = np.load(vectors)

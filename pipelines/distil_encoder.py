@@ -71,9 +71,7 @@ def student_of(args: argparse.Namespace, teacher: Model) -> VisionTransformer:
         If they are neither of a low-rank nec-tiny nor of the width and depth that are given.
     """
     weights = load_file(args.weights)
-    config = VisionTransformerConfig(
-        width=args.width, depth=args.depth, heads=max(1, args.width // 64)
-    )
+    config = VisionTransformerConfig.sized(args.width, args.depth)
     if any(name.endswith(".core") for name in weights):
         config = teacher.encoder.network.config
     network = VisionTransformer(config)

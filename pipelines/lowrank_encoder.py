@@ -70,8 +70,7 @@ def objective_from(source: Path) -> tuple[MaskedContrast, bool]:
     if source.suffix == ".pt":
         state = torch.load(source, map_location="cpu", weights_only=True)
         stage = state["stages"][-1]
-        width = int(stage["width"])
-        config = VisionTransformerConfig(width=width, depth=int(stage["depth"]), heads=width // 64)
+        config = VisionTransformerConfig.sized(int(stage["width"]), int(stage["depth"]))
     elif source.suffix == ".safetensors":
         config = VisionTransformerConfig()
     else:

@@ -108,10 +108,7 @@ def main() -> None:
     weights = args.run / ("lowrank.safetensors" if low_rank else ENCODER)
     config = teacher.encoder.network.config
     if not low_rank:
-        width = int(asked["width"])
-        config = VisionTransformerConfig(
-            width=width, depth=int(asked["depth"]), heads=max(1, width // 64)
-        )
+        config = VisionTransformerConfig.sized(int(asked["width"]), int(asked["depth"]))
     args.out.mkdir(parents=True, exist_ok=True)
     half = {k: v.half() for k, v in load_file(weights).items()}
     save_file(half, args.out / ENCODER)

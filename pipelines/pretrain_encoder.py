@@ -138,9 +138,7 @@ def main() -> None:
     args.run.mkdir(parents=True, exist_ok=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    network = VisionTransformer(
-        VisionTransformerConfig(width=args.width, depth=args.depth, heads=args.width // 64)
-    )
+    network = VisionTransformer(VisionTransformerConfig.sized(args.width, args.depth))
     if args.init:
         network.load_state_dict(load_file(args.init))
     objective = MaskedContrast(

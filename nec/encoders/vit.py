@@ -46,6 +46,11 @@ class VisionTransformerConfig:
     heads: int = 3
     dim: int = 64
 
+    @classmethod
+    def sized(cls, width: int, depth: int = 6) -> "VisionTransformerConfig":
+        """Return the shape of that width and depth; an attention head for each 64 of the width."""
+        return cls(width=width, depth=depth, heads=max(1, width // 64))
+
     def to_dict(self) -> dict[str, object]:
         """Return the configuration as plain JSON types."""
         return {**asdict(self), "bands": list(self.bands)}

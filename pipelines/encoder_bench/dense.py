@@ -119,11 +119,24 @@ def bench_terramesh(data: Path, make_rows: Rows, *, reference: str = OURS) -> di
     }
 
 
-def terramesh_tiles(data: Path) -> list[Tile]:
-    """Read the tiles with their land cover."""
+def terramesh_tiles(data: Path, which: tuple[int, ...] = L2A) -> list[Tile]:
+    """Read the tiles, of the bands at these places, with their land cover."""
     folder = data / "terramesh"
     names = sorted(p.name for p in (folder / "S2L2A").glob("*.tif"))
-    return [read_tile(folder / "S2L2A" / n, folder / "LULC" / n, L2A, missing=None) for n in names]
+    return [
+        read_tile(folder / "S2L2A" / n, folder / "LULC" / n, which, missing=None) for n in names
+    ]
+
+
+def flood_tile(data: Path, which: tuple[int, ...] = L1C) -> Tile:
+    """Read the flood chip, of the bands at these places, with its water."""
+    folder, name = data / "flood", "Spain_7370579"
+    return read_tile(
+        folder / "S2" / f"{name}_S2Hand.tif",
+        folder / "Labels" / f"{name}_LabelHand.tif",
+        which,
+        missing=-1,
+    )
 
 
 def tiles_left_out(tiles: list[Tile], rows: Heads, *, reference: str = OURS) -> dict[str, Any]:
@@ -157,13 +170,7 @@ def blocks_left_out(tiles: list[Tile], rows: Heads, *, reference: str = OURS) ->
 
 def bench_flood(data: Path, make_rows: Rows, *, reference: str = OURS) -> dict[str, Any]:
     """Leave blocks of the chip out."""
-    folder, name = data / "flood", "Spain_7370579"
-    tile = read_tile(
-        folder / "S2" / f"{name}_S2Hand.tif",
-        folder / "Labels" / f"{name}_LabelHand.tif",
-        L1C,
-        missing=-1,
-    )
+    tile = flood_tile(data)
     units = token_blocks([tile])
     return {
         "task": f"Sen1Floods11 water, majority of each token, blocks of {BLOCK} x {BLOCK} tokens "

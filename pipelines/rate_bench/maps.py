@@ -11,7 +11,9 @@ from encoder_bench.dense import (
     PATCH,
     Tile,
     block_splits,
+    flood_tile,
     read_tile,
+    terramesh_tiles,
     token_blocks,
 )
 from ledger import Ledger
@@ -25,13 +27,20 @@ from rate_bench.eyes import L2A, Eye
 from rate_bench.map_heads import Classes, MapHead, Values
 from rate_bench.map_rows import Left, band_rows, learned_rows, token_rows
 from rate_bench.rows import REFERENCE
+from rate_bench.tasks import CODEC
 
 # Bytes of a pixel and band that the encoder sees.
 SAMPLE = 2
 ALBERTA_EDGE = 768
 SEED = 31
 # What results hang on.
-CODE = ("maps", "map_heads", "map_rows", "coders", "bands", "eyes")
+CODE = (
+    *(
+        Path(__file__).with_name(f"{name}.py")
+        for name in ("maps", "map_heads", "map_rows", "coders", "bands", "eyes")
+    ),
+    *CODEC,
+)
 # Bands of an L1C file of 13, of the Alberta scene, and of a BioMassters file but for its clouds.
 L1C = (*L2A[:10], "cirrus", *L2A[10:])
 BIOMASSTERS = (*L2A[1:9], *L2A[10:])
@@ -64,25 +73,13 @@ class MapTask:
 
 def terramesh(data: Path, eye: Eye) -> MapTask:
     """Land cover of the TerraMesh tiles, by blocks."""
-    folder = data / "terramesh"
-    which = tuple(L2A.index(b) + 1 for b in eye.bands)
-    tiles = [
-        read_tile(path, folder / "LULC" / path.name, which, missing=None)
-        for path in sorted((folder / "S2L2A").glob("*.tif"))
-    ]
+    tiles = terramesh_tiles(data, tuple(L2A.index(b) + 1 for b in eye.bands))
     return MapTask("terramesh", "TerraMesh land cover, blocks left out", tiles, eye.bands)
 
 
 def flood(data: Path, eye: Eye) -> MapTask:
     """Water of the flood chip, by blocks."""
-    folder, name = data / "flood", "Spain_7370579"
-    which = tuple(L1C.index(b) + 1 for b in eye.bands)
-    tile = read_tile(
-        folder / "S2" / f"{name}_S2Hand.tif",
-        folder / "Labels" / f"{name}_LabelHand.tif",
-        which,
-        missing=-1,
-    )
+    tile = flood_tile(data, tuple(L1C.index(b) + 1 for b in eye.bands))
     return MapTask("flood", "Sen1Floods11 water, blocks left out", [tile], eye.bands)
 
 
@@ -125,8 +122,7 @@ MAP_TASKS: dict[str, Callable[[Path, Eye], MapTask]] = {
 def bench_maps(task: MapTask, eye: Eye, work: Path) -> dict[str, Any]:
     """Return the tables of a task: mean IoU and accuracy of every row, by bytes a token."""
     about = {"task": task.name, "eye": eye.name, "weights": eye.weights}
-    code = [Path(__file__).with_name(f"{name}.py") for name in CODE]
-    ledger = Ledger(work / "maps", about, code)
+    ledger = Ledger(work / "maps", about, CODE)
     head, units = task.head, token_blocks(task.tiles)
     splits = block_splits(task.tiles, units)
     rows, missing = measured(task, eye, ledger, lambda v: head.tested(v, splits, units))

@@ -21,12 +21,14 @@ from nec.heads.pooling import mean_and_roughness
 SEED = 23
 FOLDS = 3
 MEAN, ROUGH = "mean", "mean and roughness"
-# What kept vectors hang on.
 _HERE, _NEC = Path(__file__).parent, Path(nec.__file__).parent
+# What bytes hang on, and what kept vectors do.
+CODEC = (_NEC / "codec", _NEC / "compressor.py")
 _CODE = (
     *(_HERE / f"{name}.py" for name in ("tasks", "embeddings", "coders", "pixels")),
     *(_HERE.parent / name for name in ("codec_bench/baselines.py", "encoder_bench/images.py")),
-    *(_NEC / name for name in ("codec", "compressor.py", "heads/pooling.py")),
+    *CODEC,
+    _NEC / "heads/pooling.py",
 )
 
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
