@@ -210,6 +210,20 @@ def test_a_scene_of_nothing_but_nodata_is_recorded(
     assert xr.open_zarr(tmp_path / "empty.zarr")["embedding"].isnull().all()
 
 
+def test_what_the_model_does_not_take_is_told(
+    model: Model, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = np.full((2, 3, 8, 8), 0.2, np.float32)
+    named = {"model": model, "bands": ("red", "coastal", "blue")}
+    with caplog.at_level(logging.WARNING):
+        nec.encode(images, tmp_path / "aerial.zarr", **named, gsd=0.3)
+        assert "takes no coastal: the embedding of" in caplog.text
+        assert "has seen 5 to 40 m, and takes them for 5" in caplog.text
+        caplog.clear()
+        nec.encode(images[:, ::2], tmp_path / "known.zarr", model=model, bands=("red", "blue"))
+    assert not caplog.text
+
+
 def test_a_band_that_is_not_used_hides_no_pixel(
     write_raster: RasterWriter, model: Model, tmp_path: Path
 ) -> None:

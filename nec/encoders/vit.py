@@ -210,7 +210,14 @@ class VisionTransformerEncoder:
         The trained network; put into evaluation mode.
     precision : {"float32", "bfloat16"}
         Arithmetic of the forward pass.
+
+    Attributes
+    ----------
+    gsd_range : tuple of float
+        Ground sampling distances that it tells apart, metres; others are taken for the nearest.
     """
+
+    gsd_range = GSD_RANGE
 
     def __init__(
         self, name: str, network: VisionTransformer, *, precision: str = "float32"

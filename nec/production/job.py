@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -103,14 +104,14 @@ def job_of(
     model = model if isinstance(model, Model) else load_model(model)
     if is_collection(source):
         kept = only("an image collection", "bands", "gsd", "scale", "offset")
-        return collection_job(ImageCollection.open(source, **kept), model, rate, min_cosine)
+        collection = ImageCollection.open(source, **kept)
+        return collection_job(collection, model, rate, min_cosine, asked="bands" in given)
     if isinstance(source, Scene):
         only("an open scene", "tiling")
         return scene_job(source, model, rate, tiling or model.tiling, min_cosine)
     scene = open_scene(source, **only("a scene", *SCENE_OPTIONS, "tiling"))
-    if given.get("bands") is not None:
-        scene = scene.select(usable_bands(scene.name, scene.bands, model, asked=True))
-    return scene_job(scene, model, rate, tiling or model.tiling, min_cosine)
+    tiling = tiling or model.tiling
+    return scene_job(scene, model, rate, tiling, min_cosine, asked="bands" in given)
 
 
 def scene_source(scene: Scene, model: Model, tiling: Tiling) -> SceneFeatures:
@@ -147,11 +148,21 @@ def check_tiling(model: Model, tiling: Tiling) -> None:
 
 
 def scene_job(
-    scene: Scene, model: Model, rate: str | float | Path, tiling: Tiling, min_cosine: float | None
+    scene: Scene,
+    model: Model,
+    rate: str | float | Path,
+    tiling: Tiling,
+    min_cosine: float | None,
+    *,
+    asked: bool = False,
 ) -> Job:
-    """Return the job of a scene: shards of its token grid, read and embedded by window."""
+    """Return the job of a scene: shards of its token grid, read and embedded by window.
+
+    Where its bands were `asked` for, those that the model does not take are warned of.
+    """
     compressor = model.compressor(rate).guarded(min_cosine)
-    scene = scene.select(usable_bands(scene.name, scene.bands, model))
+    scene = scene.select(usable_bands(scene.name, scene.bands, model, asked=asked))
+    check_scale(scene.name, scene.gsd, model)
     source = _source(scene, model, tiling)
     grid = source.grid
     attributes = own_attributes(model, compressor, rate, scene.bands) | {
@@ -178,9 +189,17 @@ def scene_job(
 
 
 def collection_job(
-    collection: ImageCollection, model: Model, rate: str | float | Path, min_cosine: float | None
+    collection: ImageCollection,
+    model: Model,
+    rate: str | float | Path,
+    min_cosine: float | None,
+    *,
+    asked: bool = False,
 ) -> Job:
-    """Return the job of an image collection: shards of samples, each embedded whole."""
+    """Return the job of an image collection: shards of samples, each embedded whole.
+
+    `asked` as for `scene_job`.
+    """
     encoder, compressor = model.encoder, model.compressor(rate).guarded(min_cosine)
     patch = encoder.patch_size
     height, width = collection.shape
@@ -189,7 +208,8 @@ def collection_job(
             f"images of {height} x {width} pixels do not fill patches of {patch}",
             "crop or pad them",
         )
-    bands = usable_bands(collection.name, collection.bands, model)
+    bands = usable_bands(collection.name, collection.bands, model, asked=asked)
+    check_scale(collection.name, collection.gsd, model)
     attributes = own_attributes(model, compressor, rate, bands) | {
         "sources": [collection.name],
         "gsd": collection.gsd,
@@ -319,6 +339,16 @@ def _digest(array: xr.DataArray, dim: str, stride: int) -> str:
         part = array.isel({dim: slice(at, at + stride)}).to_numpy()
         content.update(np.ascontiguousarray(part, "<f4").tobytes())
     return content.hexdigest()
+
+
+def check_scale(name: str, gsd: float, model: Model) -> None:
+    """Warn of a ground sampling distance, metres, that the model does not tell from others."""
+    least, most = getattr(model.encoder, "gsd_range", (0.0, math.inf))
+    if not least <= gsd <= most:
+        log.warning(
+            "%s has pixels of %.3g m: %s has seen %g to %g m, and takes them for %g",
+            *(name, gsd, model.name, least, most, min(max(gsd, least), most)),
+        )
 
 
 def usable_bands(
