@@ -3,6 +3,7 @@
 import logging
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,16 +170,28 @@ def _check_fixed(path: Path, root: dict[str, Any]) -> None:
             raise StoreError(f"{name}/zarr.json of {path} is missing", remedy) from None
         if own != consolidated_document(root, name):
             raise StoreError(f"{name}/zarr.json of {path} differs from its copy", remedy)
+    for key, problem in fixed_damage(path, root):
+        raise StoreError(f"{key} of {path} is {problem}", remedy)
+
+
+def fixed_damage(path: Path, root: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name each object of a coordinate, the basis or a test vector that is not as it was written.
+
+    Yields
+    ------
+    tuple of str
+        Its key, and what it is: missing, or damaged and how.
+    """
     filled = {array.name for array in filled_arrays(root)}
     for name, array in stored_arrays(root).items():
         # A scalar is all fill value: it has no object.
         for index in np.ndindex(array.objects) if name not in filled and array.shape else ():
-            data = read_object(path / array.key_at(index))
+            key = array.key_at(index)
+            data = read_object(path / key)
             if data is None:
-                raise StoreError(f"{array.key_at(index)} of {path} is missing", remedy)
-            if problems := damage(array, data):
-                where = f"{array.key_at(index)} of {path}"
-                raise StoreError(f"{where} is damaged: {'; '.join(problems)}", remedy)
+                yield key, "missing"
+            elif problems := damage(array, data):
+                yield key, f"damaged: {'; '.join(problems)}"
 
 
 def _tasks(root: dict[str, Any]) -> list[Task]:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 from zarr.core.sync import sync
 
 from nec.archive.creation import (
@@ -23,7 +22,7 @@ from nec.archive.objects import checked_store
 from nec.archive.receipts import FOLDER as RECEIPTS
 from nec.archive.receipts import StoredObject, discrepancy, load_receipt, read_object
 from nec.archive.repository import is_revision
-from nec.archive.seal import filled_arrays, is_fixed, root_entry, store_keys
+from nec.archive.seal import filled_arrays, fixed_damage, is_fixed, root_entry, store_keys
 from nec.archive.series import Fingerprints, lags, load_step, step_keys
 from nec.archive.shard import chunks_of, damage
 from nec.archive.temporaries import SUFFIX
@@ -318,7 +317,6 @@ def _foreign(
 def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredObject]) -> None:
     blamed = {problem.key for problem in check.problems}
     filled = filled_arrays(root)
-    documents = root["consolidated_metadata"]["metadata"]
     codecs = dict(_codecs(check, root))
     for array in filled:
         for task in array.tasks() if array.name in codecs else ():
@@ -328,22 +326,9 @@ def _decode(check: _Check, root: dict[str, Any], expected: Mapping[str, StoredOb
                 continue
             for what in _undecodable(array, data, codecs[array.name]):
                 check.blame(key, what)
-    for name in set(stored_arrays(root)) - {array.name for array in filled}:
-        vouched = f"{name}/zarr.json" in expected  # a sealed store: its digests tell already
-        if vouched or any(key.startswith(f"{name}/") for key in blamed):
-            continue
-        array = stored_arrays(root)[name]
-        keys = [array.key_at(index) for index in np.ndindex(array.objects) if index]
-        if absent := [key for key in keys if not (check.path / key).exists()]:
-            for key in absent:
-                check.blame(key, "object is missing")
-            continue
-        key = "/".join([name, "c", *("0" for _ in documents[name]["shape"])])
-        try:
-            zarr.open_array(check.path / name, mode="r")[...]
-        except Exception as error:  # whatever the codecs of a damaged array raise
-            check.blame(key, f"cannot be read: {error}")
-
+    for key, problem in fixed_damage(check.path, root):
+        if key not in expected:  # a manifest's digests tell already
+            check.blame(key, problem)
     _vectors(check, root, codecs)
 
 

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from nec.production import ArchiveReport, EncodeReport
 
 
+RETRY = "where a remedy is given, follow it; then run the same command again"
+
+
 def _parse_bands(text: str | None) -> Any:
     """Read "blue,green" or "blue=1,green=2" as `nec.encode` takes it."""
     if not text:
@@ -266,7 +269,7 @@ def _tell(report: "EncodeReport") -> None:
     if report.failed:
         for task, reason in report.failures.items():
             console.print(f"[red]shard {task}[/red]: {escape(reason)}")
-        console.print("run the same command again to retry them")
+        console.print(RETRY)
         raise typer.Exit(1)
     if not report.vectors:
         console.print("[yellow]the source holds no valid pixel: the store is all missing[/yellow]")
@@ -291,5 +294,5 @@ def _tell_archive(report: "ArchiveReport") -> None:
     if not report.ok:
         for name, reason in report.failures.items():
             console.print(f"[red]{escape(name)}[/red]: {escape(reason)}")
-        console.print("where a remedy is given, follow it; then run the same command again")
+        console.print(RETRY)
         raise typer.Exit(1)

@@ -384,7 +384,9 @@ def models() -> None:
 
     names = list_models()
     first = Column("model", min_width=max(map(len, names)))
-    table = Table(first, "parameters", "bands", "dimensions", "patch", "rates (B a vector)")
+    table = Table(
+        first, "parameters", "bands", "dimensions", "patch", "rates (B a vector, as fitted)"
+    )
     for name in names:
         model = load_model(name, precision="float32")
         encoder = model.card["encoder"]
