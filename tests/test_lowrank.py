@@ -521,6 +521,68 @@ def test_what_stays_dense_and_what_stays_shared() -> None:
     torch.testing.assert_close(low[0].weight.norm(), layer.weight.norm())
 
 
+@pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
+def test_narrow_types_keep_the_ranks_that_they_can_tell(kind: torch.dtype) -> None:
+    torch.manual_seed(0)
+    wide = nn.Sequential(nn.Linear(192, 192))
+    part = nn.Sequential(nn.Linear(192, 192))
+    with torch.no_grad():
+        part[0].weight.copy_(torch.randn(192, 12) @ torch.randn(12, 192) / 50)
+    whole = convert(copy.deepcopy(wide).to(kind), rank=0.5).layers[0]
+    assert whole.ranks == (96, 96)
+    assert convert(part.to(kind), rank=1.0).layers[0].ranks == (12, 12)
+    # What was converted wide and is kept narrow stays what it is, too.
+    convert(wide, rank=0.25)
+    low = lowrank_layers(wide.to(kind))["0"]
+    low.truncate(0.0)
+    assert low.ranks == (48, 48)
+
+
+def test_what_is_frozen_or_not_used_loses_nothing() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleList([nn.Linear(32, 32) for _ in range(3)])
+    used, frozen, idle = model
+    frozen.requires_grad_(False)
+    convert(model, rank=1.0)
+    used, frozen, idle = model
+    x = torch.randn(64, 32)
+    kept = {id(layer): layer.weight.detach().clone() for layer in (frozen, idle)}
+    other = nn.Parameter(torch.zeros(32))
+    model.other = other
+    optimizer = torch.optim.AdamW([p for n, p in model.named_parameters() if n != "other"], lr=0.0)
+    trainer = LowRankTrainer(model, optimizer, tau=0.1, core_steps=1)
+    sizes = []
+    for _ in range(3):
+        # Whoever unfreezes the model unfreezes no basis.
+        model.requires_grad_(True)
+        frozen.requires_grad_(False)
+        trainer.step(lambda: (used(frozen(x)) - x + other).square().mean())
+        sizes.append(float(other.grad.norm()))
+        other.grad = None
+    assert used.ranks[0] < 32
+    for layer in (frozen, idle):
+        torch.testing.assert_close(layer.weight, kept[id(layer)], rtol=0, atol=1e-6)
+    # Of each step the gradient of one pass.
+    assert sizes[2] == pytest.approx(sizes[0], rel=0.2)
+    gram = used.output_basis.T @ used.output_basis
+    torch.testing.assert_close(gram, torch.eye(len(gram)), rtol=0, atol=1e-5)
+    model.requires_grad_(False)
+    with pytest.raises(LowRankError, match="all low-rank layers are frozen"):
+        LowRankTrainer(model, optimizer)
+
+
+def test_torchs_own_transformer_is_deployed() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), 1, enable_nested_tensor=False
+    ).eval()
+    convert(model, rank=4, include="*linear*")
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        expected = model(x)
+        torch.testing.assert_close(deploy(model)(x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_errors_name_the_value_and_the_remedy() -> None:
     with pytest.raises(LowRankError, match=r"itself a Linear.*nn.Sequential"):
         convert(nn.Linear(20, 20), rank=2)
@@ -537,13 +599,19 @@ def test_errors_name_the_value_and_the_remedy() -> None:
         with pytest.raises(LowRankError, match=r"no low-rank layer.*convert"):
             act(network())  # type: ignore[operator]
 
+    hooked = nn.Sequential(nn.utils.spectral_norm(nn.Linear(20, 20)), nn.Linear(20, 20))
+    nn.init.constant_(hooked[1].weight, math.nan)
+    with pytest.raises(LowRankError, match=r"0 \(its weight is made by a hook.*is not finite"):
+        convert(hooked, rank=2)
+
     model = network()
     early = torch.optim.SGD(model.parameters(), lr=0.1)
     convert(model, rank=2, minimum=4)
     with pytest.raises(LowRankError, match="'3' is not among the optimiser's parameters"):
         LowRankTrainer(model, early)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for name, value in (("tau", 1.0), ("beta", -1.0), ("core_steps", 0), ("min_rank", 0)):
+    wrong = (("tau", 1.0), ("beta", -1.0), ("core_steps", 0), ("min_rank", 0), ("min_rank", 1.5))
+    for name, value in (*wrong, ("max_norm", -1.0), ("max_norm", math.nan)):
         with pytest.raises(LowRankError, match=f"{name} is {value}"):
             LowRankTrainer(model, optimizer, **{name: value})  # type: ignore[arg-type]
     trainer = LowRankTrainer(model, optimizer, core_steps=1)

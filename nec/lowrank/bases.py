@@ -19,7 +19,8 @@ def resolve_rank(rank: Rank, full: int) -> int:
     LowRankError
         If the rank is below 1, or a fraction outside (0, 1].
     """
-    if isinstance(rank, float):
+    if not isinstance(rank, int):
+        rank = float(rank)
         if not 0 < rank <= 1:
             raise LowRankError(f"rank {rank} is no fraction", "give a float in (0, 1], or an int")
         return max(1, round(rank * full))

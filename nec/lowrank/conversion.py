@@ -163,7 +163,8 @@ def deploy(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
 
     A linear layer becomes `nn.Sequential` of two, Vᵀ and U S; a convolution one, two or three
     convolutions. Whatever has the fewest weights is taken, the dense layer included. Products
-    are formed in float64 before they are rounded.
+    are formed in float64 before they are rounded. In torch's own `nn.TransformerEncoderLayer`,
+    which reads the weights of its linear layers when it infers, these become dense ones.
 
     Parameters
     ----------
@@ -185,7 +186,15 @@ def deploy(model: nn.Module, *, dtype: torch.dtype | None = None) -> nn.Module:
     if isinstance(model, LowRankLayer):
         model = model.factored()
     else:
-        _replace(model, {layer: layer.factored() for layer in lowrank_layers(model).values()})
+        readers = [m for m in model.modules() if isinstance(m, nn.TransformerEncoderLayer)]
+        read = {id(child) for reader in readers for child in reader.children()}
+        _replace(
+            model,
+            {
+                layer: layer.dense() if id(layer) in read else layer.factored()
+                for layer in lowrank_layers(model).values()
+            },
+        )
     return model.to(dtype=dtype).eval() if dtype is not None else model.eval()
 
 
@@ -217,7 +226,7 @@ def load_lowrank(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
         _replace(
             model,
             {
-                dense[name]: _converted(name, dense[name], 1, keep_norm=False)[0]
+                dense[name]: _lowrank(dense[name], None)
                 for name in names
                 if isinstance(dense.get(name), nn.Linear | nn.Conv2d)
             },
@@ -282,22 +291,34 @@ def _obstacle(layer: nn.Module, minimum: int, owners: dict[int, int]) -> str:
         return f"{layer.groups} groups"
     if min(layer.weight.shape[:2]) < minimum:
         return f"fewer than {minimum} channels"
-    if owners[id(layer.weight)] > 1:
+    return _obstacle_of_weight(layer, owners)
+
+
+def _obstacle_of_weight(layer: nn.Module, owners: dict[int, int]) -> str:
+    weight = layer._parameters.get("weight")
+    if weight is None:
+        return "its weight is made by a hook, such as spectral_norm's"
+    if owners[id(weight)] > 1:
         return "its weight is shared with another module"
-    if not layer.weight.any():
+    if not weight.isfinite().all():
+        return "its weight is not finite"
+    if not weight.any():
         return "its weight is zero, so no gradient would reach the bases"
     return ""
+
+
+def _lowrank(layer: nn.Module, rank: Rank | None) -> LowRankLayer:
+    if isinstance(layer, nn.Conv2d):
+        return LowRankConv2d.of(layer, rank).train(layer.training)
+    assert isinstance(layer, nn.Linear)
+    return LowRankLinear.of(layer, rank).train(layer.training)
 
 
 def _converted(
     name: str, layer: nn.Module, rank: Rank, keep_norm: bool
 ) -> tuple[LowRankLayer, ConvertedLayer]:
-    if isinstance(layer, nn.Conv2d):
-        low: LowRankLayer = LowRankConv2d.of(layer, rank)
-    else:
-        assert isinstance(layer, nn.Linear)
-        low = LowRankLinear.of(layer, rank)
-    low.train(layer.training)
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    low = _lowrank(layer, rank)
     with torch.no_grad():
         dense = layer.weight
         if keep_norm:

@@ -30,7 +30,7 @@ class LowRankTrainer:
     Parameters
     ----------
     model : nn.Module
-        After `convert`.
+        After `convert`. Layers whose cores require no gradient stay as they are.
     optimizer : Optimizer
         Over `model.parameters()`: AdamW, Adam, SGD, RMSprop, Adagrad or another of torch's with
         the same state. Its state follows the cores into new bases. Weight decay acts on the
@@ -59,8 +59,8 @@ class LowRankTrainer:
     Raises
     ------
     LowRankError
-        If the model has no low-rank layer, a core is not among the optimiser's parameters, or
-        a value is out of range.
+        If the model has no low-rank layer that trains, a core is not among the optimiser's
+        parameters, or a value is out of range.
 
     Notes
     -----
@@ -106,27 +106,47 @@ class LowRankTrainer:
                 *("core_steps", core_steps),
                 *(isinstance(core_steps, int) and core_steps >= 1, "choose an int from 1"),
             ),
-            ("min_rank", min_rank, min_rank >= 1, "choose an int from 1"),
+            (
+                *("min_rank", min_rank),
+                *(isinstance(min_rank, int) and min_rank >= 1, "choose an int from 1"),
+            ),
+            (
+                *("max_norm", max_norm),
+                *(max_norm is None or max_norm > 0, "choose it above 0, or leave it out"),
+            ),
         ):
             if not valid:
                 raise LowRankError(f"{name} is {value}", remedy)
         if max_rank is not None:
             resolve_rank(max_rank, 1)
-        if isinstance(max_rank, int) and max_rank < min_rank:
-            raise LowRankError(f"min_rank {min_rank} is above max_rank {max_rank}", "lower it")
         self.model, self.optimizer = model, optimizer
         self.tau, self.beta, self.core_steps = tau, beta, core_steps
         self.min_rank, self.max_rank, self.max_norm = min_rank, max_rank, max_norm
         self.adaptive = True
         self.penalty = 0.0
-        self._layers = lowrank_layers(model)
+        self._layers = {
+            name: layer for name, layer in lowrank_layers(model).items() if layer.core.requires_grad
+        }
+        if not self._layers:
+            raise LowRankError(
+                "all low-rank layers are frozen", "set requires_grad of the cores that are to train"
+            )
         self._position = 0
+        # Layers that this cycle has widened: others have nothing to give back.
+        self._widened = set(self._layers)
         known = {id(p) for group in optimizer.param_groups for p in group["params"]}
         for name, layer in self._layers.items():
+            low, high = (min(layer.rank_caps(cap)) for cap in (max_rank, None))
+            if low < min(min_rank, high):
+                raise LowRankError(
+                    f"min_rank {min_rank} is above max_rank {max_rank}, {low} of layer {name!r}",
+                    "lower it",
+                )
             if id(layer.core) not in known:
                 raise LowRankError(
                     f"the core of layer {name!r} is not among the optimiser's parameters",
-                    "build the optimiser over model.parameters() after convert()",
+                    "build the optimiser over model.parameters() after convert(); where the layer "
+                    "is not to train, set its core's requires_grad to False",
                 )
         self._require_basis_gradients(False)
 
@@ -186,7 +206,8 @@ class LowRankTrainer:
                 raise LowRankError(
                     f"the core of layer {name!r} is not finite", "lower the learning rate or beta"
                 )
-        for layer in self._layers.values():
+        for name in self._widened:
+            layer = self._layers[name]
             before = layer.core.shape
             change = layer.truncate(self.tau, min_rank=self.min_rank, max_rank=self.max_rank)
             self._carry(layer, change, before)
@@ -200,6 +221,7 @@ class LowRankTrainer:
         return {
             "optimizer": self.optimizer.state_dict(),
             "position": self._position,
+            "widened": sorted(self._widened),
             "adaptive": self.adaptive,
         }
 
@@ -215,24 +237,37 @@ class LowRankTrainer:
         self._position = int(state["position"])
         # Checkpoints of earlier releases do not say.
         self.adaptive = bool(state.get("adaptive", self.adaptive))
+        self._widened = set(state.get("widened", self._layers))
         self._check_state()
 
     def _augment(self, closure: Callable[[], Tensor]) -> None:
+        # This pass is no step: what is stepped elsewhere keeps the gradients that it has.
+        stepped = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
+        kept = [(p, p.grad) for p in self.model.parameters() if id(p) not in stepped]
+        self._clear_gradients()
+        for parameter, _ in kept:
+            parameter.grad = None
         self._require_basis_gradients(True)
         try:
             # Backward and not autograd.grad, which reentrant checkpointing does not allow.
             closure().backward()
         finally:
             self._require_basis_gradients(False)
-        for layer in self._layers.values():
+        self._widened = set()
+        for name, layer in self._layers.items():
             output, inputs = layer.output_basis.grad, layer.input_basis.grad
             if output is not None and inputs is not None:
                 before = layer.core.shape
                 self._carry(layer, layer.augment(output, inputs), before)
+                self._widened.add(name)
+        for parameter, gradient in kept:
+            parameter.grad = gradient
         self._clear_gradients()
 
     def _core_step(self, closure: Callable[[], Tensor]) -> Tensor:
         self._clear_gradients()
+        # Whatever unfroze the model meanwhile: bases are not stepped.
+        self._require_basis_gradients(False)
         loss = closure()
         total = loss
         if self.beta > 0:
