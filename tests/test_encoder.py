@@ -51,6 +51,18 @@ def test_what_it_cannot_take(
         encoder.embed(torch.zeros(shape), bands=bands, gsd=10.0)
 
 
+def test_what_it_gives_can_be_trained_on(encoder: Encoder) -> None:
+    tokens = encoder.embed(torch.full((1, 1, 8, 8), 0.1), bands=("red",), gsd=10.0)
+    head = torch.nn.Conv2d(encoder.dim, 1, 1)
+    head(tokens).sum().backward()
+    assert head.weight.grad is not None
+
+
+def test_shapes_that_positions_cannot_turn() -> None:
+    with pytest.raises(ModelError, match="width of 90 with 1 heads"):
+        VisionTransformerConfig.sized(90)
+
+
 def test_a_token_is_missing_where_more_than_half_of_it_is() -> None:
     image = np.zeros((2, 8, 8), np.float32)
     image[0, :2, :4] = np.nan  # half of the first token
@@ -99,6 +111,13 @@ def test_a_few_steps_of_pretraining_bring_the_losses_down() -> None:
         losses.append([parts[key].item() for key in ("loss", "teacher")])
     first, last = np.mean(losses[:3], axis=0), np.mean(losses[-5:], axis=0)
     assert (last < 0.6 * first).all()
+
+    chips[5, 1] = torch.nan
+    with pytest.raises(ModelError, match="different bands"):
+        objective([chips, chips], ([0], [0]), torch.full((2, 8), 10.0))
+    few = torch.zeros(2, 6, 8, 8)
+    with pytest.raises(ModelError, match="of 4 tokens 1 are seen"):
+        objective([few, few], ([0], [0]), torch.full((2, 2), 10.0))
 
 
 def test_distillation_brings_a_smaller_network_to_its_teacher() -> None:

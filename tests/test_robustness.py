@@ -337,6 +337,21 @@ def test_the_built_in_encoder_can_be_attacked() -> None:
     assert found.shift.isfinite().all()
 
 
+def test_tiny_gradients_are_not_none(task: Task) -> None:
+    model, x, y = task
+    weak = gradient_norm(lambda x: 1e-30 * model(x), x, y)
+    assert (weak > 0).all()
+    flat = gradient_norm(lambda x: 1e-30 * model(x).double(), x, y)
+    torch.testing.assert_close(weak, flat, rtol=1e-4, atol=0)
+
+
+def test_the_boundary_is_found_whatever_the_precision_of_logits(task: Task) -> None:
+    model, x, _ = task
+    own, wide = DeepFool()(model, x), DeepFool()(lambda x: model(x).double(), x)
+    assert wide.x.dtype == x.dtype
+    torch.testing.assert_close(wide.distance.to(x), own.distance, rtol=1e-2, atol=1e-4)
+
+
 def test_masking_measures_tell_masks_from_a_plain_network(task: Task, tmp_path: Path) -> None:
     model, x, y = task
     models: dict[str, Model] = {

@@ -10,6 +10,7 @@ from torch.nn.utils.parametrizations import orthogonal
 
 from nec.bottleneck.cosine import cosine
 from nec.bottleneck.priors import CosinePrior, FactorisedPrior, HyperPrior
+from nec.codec.contexts import BLOCKS
 from nec.errors import CompressorError
 
 KINDS = ("transform", "factorised", "hyperprior")
@@ -88,6 +89,10 @@ class Bottleneck(nn.Module):
         bands = dim if rank is None else rank
         if not 0 < bands <= dim:
             raise CompressorError(f"{rank} bands of {dim} features", f"keep 1 to {dim}")
+        if block not in BLOCKS:
+            raise CompressorError(
+                f"block {block} is not one of {', '.join(map(str, BLOCKS))}", "choose one of them"
+            )
         self.kind, self.block = kind, block if kind == "transform" else 1
         self.falloff = falloff
         linear = nn.Linear(dim, bands, bias=False)
@@ -137,23 +142,25 @@ class Bottleneck(nn.Module):
 
     def analyse(self, features: Tensor) -> Tensor:
         """Return what is rounded of features (n, dim, y, x), in their units: (n, band, y, x)."""
-        bands = torch.einsum("ndyx,db->nbyx", features, self.basis)
-        return cosine(bands) if self.kind == "transform" else bands
+        with torch.autocast(features.device.type, enabled=False):
+            bands = torch.einsum("ndyx,db->nbyx", features.float(), self.basis)
+            return cosine(bands) if self.kind == "transform" else bands
 
     def forward(self, features: Tensor, rate: int) -> Coded:
-        """Code features (n, dim, y, x) at a rate, and decode them.
+        """Code features (n, dim, y, x) at a rate, and decode them; in float32, under autocast too.
 
         Raises
         ------
         CompressorError
             If a transformed grid is larger than a block.
         """
-        steps = self.log_steps[rate].exp()
-        values, bits = self.prior(self.analyse(features) / steps[:, None, None], steps, rate)
-        decoded = values * steps[:, None, None]
-        if self.kind == "transform":
-            decoded = cosine(decoded, inverse=True)
-        return Coded(torch.einsum("nbyx,db->ndyx", decoded, self.basis), bits)
+        with torch.autocast(features.device.type, enabled=False):
+            steps = self.log_steps[rate].exp()
+            values, bits = self.prior(self.analyse(features) / steps[:, None, None], steps, rate)
+            decoded = values * steps[:, None, None]
+            if self.kind == "transform":
+                decoded = cosine(decoded, inverse=True)
+            return Coded(torch.einsum("nbyx,db->ndyx", decoded, self.basis), bits)
 
     def quantiles(self) -> list[nn.Parameter]:
         """Return the parameters of the auxiliary loss: where CompressAI's tables end."""

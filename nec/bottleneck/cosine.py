@@ -13,7 +13,9 @@ from nec.errors import CompressorError
 
 @cache
 def _matrix(size: int) -> Tensor:
-    return torch.from_numpy(cosine_matrix(size)).float()
+    # What is kept serves training too, whoever asked for it first.
+    with torch.inference_mode(False):
+        return torch.from_numpy(cosine_matrix(size)).float()
 
 
 def cosine(values: Tensor, *, inverse: bool = False) -> Tensor:

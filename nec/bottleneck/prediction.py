@@ -95,6 +95,8 @@ def _ridge(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     mean, level = x.mean(0), y.mean(0)
     centred = (x - mean).double()
     gram = centred.T @ centred
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    # Features that do not vary tell nothing, and leave nothing to divide by.
+    ridge = (RIDGE * gram.diagonal().mean()).clamp_min(torch.finfo(gram.dtype).tiny)
+    gram.diagonal().add_(ridge)
     weight = torch.linalg.solve(gram, centred.T @ (y - level).double()).T.float()
     return weight, level - weight @ mean

@@ -1,5 +1,6 @@
 """The training loop's step: two optimisers, and the worth of a bit at each rate."""
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -146,7 +147,8 @@ class Trainer:
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=mixed):
             features = self.end(tokens).float()
         coded = self.bottleneck(features, rate)
-        parts = self.distillation(coded.features, targets)
+        with torch.autocast(tokens.device.type, enabled=False):
+            parts = self.distillation(coded.features, targets)
         bits = coded.bits.mean() / features[0, 0].numel()
         if self.log_prices[rate].isnan():
             self.log_prices[rate] = self._price(parts["distortion"], bits, rate)
@@ -186,11 +188,12 @@ class Trainer:
             "modules": self.modules.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "auxiliary": None if self.auxiliary is None else self.auxiliary.state_dict(),
-            "log_prices": self.log_prices,
+            "log_prices": self.log_prices.clone(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state_dict`."""
+        """Go on from `state_dict`, which stays what it is."""
+        state = copy.deepcopy(state)
         self.modules.load_state_dict(state["modules"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.auxiliary is not None:

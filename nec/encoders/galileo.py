@@ -252,7 +252,7 @@ def galileo_tokens(
     _check(images.shape, bands)
     device = encoder.norm.weight.device
     found = []
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(images), BATCH):
             chips = torch.tensor(images[start : start + BATCH], dtype=torch.float32, device=device)
             found.append(encoder(scaled_groups(chips, bands), month).float().cpu().numpy())
@@ -327,7 +327,7 @@ class Galileo:
             stamps = time.cpu().numpy().astype("datetime64[s]").astype("datetime64[M]")
             month = torch.from_numpy(stamps.astype(np.int64) % 12).to(chips.device)
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(chips.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             tokens = self.network(scaled_groups(chips * 1e4, bands), month, gsd)

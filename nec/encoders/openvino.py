@@ -88,7 +88,7 @@ class OpenvinoEncoder(VisionTransformerEncoder):
         super().__init__(name, network, precision=precision)
         self._blocks = Blocks(self.network, precision)  # kept: the graph shares its memory
         chips = torch.zeros(2, 1, 2 * self.patch_size, 3 * self.patch_size)
-        with torch.inference_mode():
+        with torch.no_grad():
             example = block_inputs(self.network, chips, [0], torch.full((2,), 10.0))
         self._compiled = _compile(self._blocks, example)
         self._of_thread = threading.local()
@@ -127,7 +127,7 @@ def _compile(blocks: Blocks, example: tuple[Tensor, ...]) -> Any:
 
     One thread to a stream, and a stream to each core that this process may use.
     """
-    with _without_telemetry(), torch.inference_mode(), warnings.catch_warnings():
+    with _without_telemetry(), torch.no_grad(), warnings.catch_warnings():
         import openvino
 
         # OpenVINO traces modules by what torch calls deprecated.

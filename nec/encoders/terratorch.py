@@ -59,7 +59,7 @@ class TerraTorchEncoder:
         self.bands = tuple(band for band in self.kind.bands if band in self._statistics)
         self._load(checkpoint)
         self.patch_size = self.kind.patch_of(self.network)
-        with torch.inference_mode():
+        with torch.no_grad():
             shown = self.kind.bands if self.kind.fills else self.bands
             blank = torch.zeros(1, len(shown), self.kind.edge, self.kind.edge)
             self.dim = self.kind.run(self.network, blank, list(shown), 10.0, None).shape[1]
@@ -108,7 +108,7 @@ class TerraTorchEncoder:
             whole[:, places] = x
             x, order = whole, list(self.kind.bands)
         with (
-            torch.inference_mode(),
+            torch.no_grad(),
             torch.autocast(chips.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             return self.kind.run(self.network, x, order, gsd, time).float()

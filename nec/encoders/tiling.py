@@ -107,7 +107,7 @@ def embed_image(
         Metres.
     tiling : Tiling
     time : numpy.datetime64, optional
-        Acquisition, for encoders that use it.
+        Acquisition, for encoders that use it; NaT is none.
 
     Returns
     -------
@@ -134,7 +134,9 @@ def embed_image(
     if missing.all():
         return np.full((encoder.dim, *missing.shape), np.nan, np.float32)
 
-    seconds = None if time is None else int(time.astype("datetime64[s]").astype(np.int64))
+    seconds = None
+    if time is not None and not np.isnat(time):
+        seconds = int(time.astype("datetime64[s]").astype(np.int64))
     edge = core + 2 * halo
     # Corners of chips in the image with its margin; each reaches into the image itself.
     starts = [range(0, size + 2 * (margin - halo), core) for size in (height, width)]

@@ -46,6 +46,14 @@ class VisionTransformerConfig:
     heads: int = 3
     dim: int = 64
 
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.width % (4 * self.heads):
+            raise ModelError(
+                f"a width of {self.width} with {self.heads} heads",
+                "choose a width that is a multiple of four times the heads: rotary positions "
+                "turn pairs of two axes",
+            )
+
     @classmethod
     def sized(cls, width: int, depth: int = 6) -> "VisionTransformerConfig":
         """Return the shape of that width and depth; an attention head for each 64 of the width."""
@@ -254,7 +262,7 @@ class VisionTransformerEncoder:
         index = self.network.band_index(bands)
         device = self.network.head.weight.device
         scale = torch.full((len(chips),), float(gsd), device=device)
-        with torch.inference_mode():
+        with torch.no_grad():
             return self._forward(chips.to(device), index, scale).to(chips.device)
 
     def _forward(self, chips: Tensor, index: list[int], gsd: Tensor) -> Tensor:

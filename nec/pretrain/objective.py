@@ -193,7 +193,13 @@ class MaskedContrast(nn.Module):
             Variance of the uniform noise that a codec's rounding is taken for, as a fraction
             of the mean variance of the embedding's bands; all losses act through it.
         """
-        present = [i for i in range(views[0].shape[1]) if not torch.isnan(views[0][0, i, 0, 0])]
+        missing = views[0].isnan()
+        present = [i for i in range(views[0].shape[1]) if not missing[0, i, 0, 0]]
+        if missing[:, present].any():
+            raise ModelError(
+                "chips of a batch have different bands, or pixels that are missing",
+                "sort chips by their bands, and fill missing pixels",
+            )
         reconstruction: list[Tensor] = []
         pooled: list[Tensor] = []
         for view, index, scale, lead in zip(views, inputs, gsd, teacher, strict=True):
@@ -236,6 +242,13 @@ class MaskedContrast(nn.Module):
         tokens = patches.shape[2]
         kept = round(tokens * self.keep)
         asked = round((tokens - kept) * self.predict)
+        # Deviation wants two tokens that are seen, and reconstruction one that is not.
+        if kept < 2 or asked < 1:
+            raise ModelError(
+                f"of {tokens} tokens {kept} are seen and {asked} predicted (keep={self.keep}, "
+                f"predict={self.predict})",
+                "see two at least and predict one: take larger chips, or other shares",
+            )
         order = torch.rand(n, tokens, device=view.device).argsort(1)
         seen, hidden = order[:, :kept], order[:, kept : kept + asked]
         positions = token_positions(h // p, w // p, view.device).expand(n, -1, -1)

@@ -129,7 +129,7 @@ class DeepFool:
         for _ in range(self.steps):
             left = (~reached).nonzero()[:, 0]
             gaps, gradients = differences(model, point[left], classes[left])
-            step = self._step(gaps, gradients)
+            step = self._step(gaps, gradients).to(x)
             total[left] = total[left] + step
             ahead = (x[left] + (1 + self.overshoot) * total[left]).clamp(self.low, self.high)
             point = point.index_copy(0, left, ahead)
@@ -138,7 +138,7 @@ class DeepFool:
             reached[left] = answer != predicted[left]
             if bool(reached.all()):
                 break
-        near = torch.zeros_like(logits[:, 0])
+        near = x.new_zeros(len(x))
         far = torch.ones_like(near)
         with torch.no_grad():
             for _ in range(self.refine):

@@ -39,7 +39,8 @@ from nec.robustness.boundary import DeepFool, answers, differences
 def gradient_norm(model: Model, x: Tensor, y: Tensor, *, chunk: int = 256) -> Tensor:
     """Return the l2 norm of each image's gradient of the cross-entropy, per unit of a pixel.
 
-    Masking lowers it: saturated logits leave a gradient of exactly zero. The author's code
+    Masking lowers it: saturated logits leave a gradient of exactly zero. Squares are summed in
+    float64, in which those of tiny gradients do not vanish. The author's code
     divides by the batch size; here it is that of each image by itself.
 
     Parameters
@@ -53,11 +54,11 @@ def gradient_norm(model: Model, x: Tensor, y: Tensor, *, chunk: int = 256) -> Te
 
     Returns
     -------
-    Tensor of shape (n,)
+    Tensor of shape (n,), float64
     """
     check_labels(x, y)
     parts = [
-        _gradient(model, x[i : i + chunk], y[i : i + chunk]).flatten(1).norm(dim=1)
+        _gradient(model, x[i : i + chunk], y[i : i + chunk]).double().flatten(1).norm(dim=1)
         for i in range(0, len(x), chunk)
     ]
     return torch.cat(parts)

@@ -333,7 +333,7 @@ def _open_mask(mask: Any, grid: GeoBox, crs: Any) -> Source:
 
 def _time(given: Any, sources: list[Source]) -> np.datetime64 | None:
     if isinstance(given, np.datetime64):
-        return given
+        return None if np.isnat(given) else given
     if given is not None:
         try:
             stamp = given if isinstance(given, datetime) else datetime.fromisoformat(str(given))
@@ -347,7 +347,7 @@ def _time(given: Any, sources: list[Source]) -> np.datetime64 | None:
     for source in sources:
         if isinstance(source, ArraySource) and "time" in source.array.coords:
             value = source.array.coords["time"].values
-            if value.ndim == 0 and value.dtype.kind == "M":
+            if value.ndim == 0 and value.dtype.kind == "M" and not np.isnat(value):
                 return np.datetime64(value[()], "s")
         for hint in source.hints:
             if (found := time_in_file_name(hint)) is not None:

@@ -39,7 +39,7 @@ class Square(Attack):
     epsilon, norm, low, high, chunk
         See `Attack`.
     queries : int
-        Evaluations of the model an image.
+        Evaluations of the model an image, after that of its start.
     share : float
         Share of the pixels that the first squares change; the schedule is that of 10,000
         queries, rescaled.
