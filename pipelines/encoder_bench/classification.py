@@ -172,9 +172,13 @@ def bench_ucmerced(
     *,
     reference: str = OURS,
     halved: bool = False,
+    beside: bool = True,
     repeats: int = UCM_REPEATS,
 ) -> dict[str, Any]:
-    """Cross-validate the few images that are there; with `halved`, at half their size too."""
+    """Cross-validate the few images that are there; with `halved`, at half their size.
+
+    Rows of half the size stand beside those of the whole, or alone.
+    """
     images = ucmerced(data)
     folds = RepeatedStratifiedKFold(n_splits=UCM_FOLDS, n_repeats=repeats, random_state=SEED).split(
         images.images, images.labels
@@ -182,13 +186,14 @@ def bench_ucmerced(
     splits = list(folds)
     # Filters need no labels; a dictionary of all images favours their row, if anything.
     every = np.ones(len(images.labels), bool)
-    rows = make_rows(images, every)
-    if halved:
+    rows = make_rows(images.halved() if halved and not beside else images, every)
+    if halved and beside:
         smaller = make_rows(images.halved(), every)
         rows |= {f"{name}, images at half size": row for name, row in smaller.items()}
+    title = "UC Merced" if beside or not halved else "UC Merced at half its size"
     units = np.arange(len(images.labels))
     return {
-        "task": f"UC Merced, 21 classes, {UCM_FOLDS}-fold",
+        "task": f"{title}, 21 classes, {UCM_FOLDS}-fold",
         "training_labels": len(splits[0][0]),
         "test_images": len(images.labels),
         "resamples": repeats,
