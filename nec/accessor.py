@@ -40,6 +40,22 @@ class NecAccessor:
             )
         return block
 
+    def array(self, name: str) -> xr.DataArray:
+        """Return an array of the store by name.
+
+        Raises
+        ------
+        StoreError
+            If it has none of that name: of vectors without a place it has no `embedding`.
+        """
+        if name not in self._dataset:
+            raise StoreError(
+                f"the store has no array {name!r} (has: "
+                f"{', '.join(map(str, self._dataset.data_vars)) or 'none'})",
+                "take one that is there",
+            )
+        return self._dataset[name]
+
     @property
     def model(self) -> str:
         """Name of the model whose embeddings these are."""
@@ -142,16 +158,15 @@ class NecAccessor:
         DataArray
             With dimension `feature` in place of `band`; NaN where missing.
         """
-        embedding = self._dataset[variable]
+        embedding = self.array(variable)
         # A subset of bands rotates with its own rows of the basis.
         rows = self.basis[embedding["band"].to_numpy()]
         basis = xr.DataArray(rows, dims=("band", "feature"))
         rotated = xr.dot(embedding.drop_vars("band"), basis, dim="band").astype(np.float32)
         order = ["feature" if d == "band" else str(d) for d in embedding.dims]
-        # They are in no basis any more: a head that was fitted on embeddings must not take them.
-        kept = {k: v for k, v in embedding.attrs.items() if k != "nec_basis"}
         features: xr.DataArray = rotated.transpose(*order)
-        features.attrs = kept
+        # A head that was fitted on embeddings must not take them, nor the other way round.
+        features.attrs = embedding.attrs | {"nec_basis": f"features of {self.model}"}
         return features
 
     def quicklook(
@@ -208,7 +223,7 @@ class NecAccessor:
     def _picture(
         self, components: tuple[int, int, int], step: int | None, time: int
     ) -> tuple[NDArray[np.float32], tuple[float, float, float, float] | None]:
-        embedding = self._dataset["embedding"]
+        embedding = self.array("embedding")
         for extra in ("time", "sample"):
             if extra in embedding.dims:
                 if not -embedding.sizes[extra] <= time < embedding.sizes[extra]:
@@ -224,7 +239,8 @@ class NecAccessor:
                 "choose components= that are there, or open more bands",
             )
         step = step or max(1, max(embedding.sizes["y"], embedding.sizes["x"]) // 1500)
-        embedding = embedding.isel(band=list(components))[:, ::step, ::step].load()
+        embedding = embedding.isel(band=list(components)).transpose("band", "y", "x")
+        embedding = embedding[:, ::step, ::step].load()
         # Stores are padded to whole shards: show what is there.
         seen = embedding.notnull().all("band")
         if bool(seen.any()):

@@ -74,13 +74,27 @@ class Model:
 
     @property
     def basis(self) -> NDArray[np.float32]:
-        """Orthonormal rotation (feature, component), shared by all rates."""
-        return next(iter(self.compressors.values())).basis
+        """Orthonormal rotation (feature, component), shared by all rates.
+
+        Raises
+        ------
+        ModelError
+            If the model has no compressors.
+        """
+        return self._any_compressor().basis
 
     @property
     def basis_hash(self) -> str:
-        """Name of the basis."""
-        return next(iter(self.compressors.values())).basis_hash
+        """Name of the basis; raises as `basis` does."""
+        return self._any_compressor().basis_hash
+
+    def _any_compressor(self) -> Compressor:
+        if not self.compressors:
+            raise ModelError(
+                f"{self.name} comes without compressors, so without a basis",
+                "fit them: nec fit --model",
+            )
+        return next(iter(self.compressors.values()))
 
     @property
     def weights_sha256(self) -> str:
@@ -242,13 +256,10 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
         # One file is named by its own digest, several by that of their digests.
         digest = digests[0] if len(digests) == 1 else sha256("".join(digests).encode()).hexdigest()
         card = found.card | {"weights_sha256": digest}
-        return Model(
-            card["name"],
-            found.folder,
-            card,
-            _compressors(found.folder),
-            _resolve(precision, backend),
-        )
+        compressors = _compressors(found.folder)
+        if compressors:
+            _check_basis(card["name"], compressors)
+        return Model(card["name"], found.folder, card, compressors, _resolve(precision, backend))
     folder = WEIGHTS / str(name) if str(name) in list_models() else Path(name)
     try:
         card = json.loads((folder / CARD).read_text())
@@ -258,11 +269,7 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
             f"choose among {', '.join(list_models())}, or give a folder with {CARD}",
         ) from error
     compressors = _compressors(folder)
-    if not compressors or len({c.basis_hash for c in compressors.values()}) != 1:
-        raise ModelError(
-            f"the compressors of {card['name']} are missing or of different bases",
-            "fit them together with pipelines/fit_compressors.py",
-        )
+    _check_basis(card["name"], compressors)
     digest = sha256_of(folder / ENCODER)
     if digest != card.get("weights_sha256"):
         raise ModelError(
@@ -271,6 +278,14 @@ def load_model(name: str | Path, *, precision: str = "auto", backend: str = "tor
             "the weights are damaged: fetch the model again",
         )
     return Model(card["name"], folder, card, compressors, _resolve(precision, backend), backend)
+
+
+def _check_basis(name: str, compressors: dict[str, Compressor]) -> None:
+    if len({c.basis_hash for c in compressors.values()}) != 1:
+        raise ModelError(
+            f"the compressors of {name} are missing or of different bases",
+            "fit them together: nec fit --model, or pipelines/fit_compressors.py",
+        )
 
 
 def _compressors(folder: Path) -> dict[str, Compressor]:

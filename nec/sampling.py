@@ -240,6 +240,8 @@ def _sample(array: xr.DataArray, points: Any, *, some: bool = True) -> "pd.DataF
     table.attrs = {
         key: array.attrs[key] for key in ("nec_basis", "nec_model") if key in array.attrs
     }
+    if "band" in array.indexes:
+        table.attrs["nec_bands"] = array["band"].values.tolist()
     table.attrs |= _chunks_read(array, lattice, rows[inside], columns[inside])
     return table
 

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import rasterio
 import rioxarray  # noqa: F401
@@ -12,6 +13,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
 from nec.heads import BiomassRegressor, DissimilarityIndex, load_head, write_map
+from nec.heads.targets import Residuals
 
 D, SIZE, STEP = 4, 48, 40.0
 LEFT, TOP = 300_020.0, 5_800_010.0
@@ -151,6 +153,37 @@ def test_intervals_hold_measurements_of_any_uncertainty():
     low, high = head.predict_interval(X[new], coverage=0.9).T
     assert abs(((low <= y[new]) & (y[new] <= high)).mean() - 0.9) < 0.03
     assert head.held_out_rmse_ < 20  # by weight: of what is known well
+
+
+def test_points_of_several_dates_are_measured_once():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(12, D)), columns=[f"band_{i}" for i in range(D)])
+    y = 50 + 5 * X["band_0"].to_numpy() + rng.normal(size=12)
+    one = BiomassRegressor().fit(X, y)
+    dates = pd.concat([X + 0.01 * rng.normal(size=X.shape) for _ in range(5)])
+    several = BiomassRegressor().fit(dates, np.tile(y, 5), groups=np.tile(np.arange(12), 5))
+    assert one.residuals_.count == several.residuals_.count == 12
+    assert np.isinf(several.predict_interval(X)[:, 1]).all()
+
+
+def test_which_held_out_labels_are_looked_at_hangs_on_no_chunks(monkeypatch):
+    monkeypatch.setattr("nec.heads.cross_fit.HELD_OUT", 200)
+    labels = placed(sparse(truth(scene(), noise=1.0)), scene())
+    heads = [
+        BiomassRegressor(block_size=8).fit(x, labels)
+        for x in (scene(), scene(lazy=True), scene().chunk(y=7, x=48))
+    ]
+    for head in heads[1:]:
+        assert head.alpha_ == heads[0].alpha_
+        np.testing.assert_allclose(
+            head.residuals_.quantiles, heads[0].residuals_.quantiles, rtol=1e-6
+        )
+
+
+def test_ranks_of_residuals_are_whole():
+    ordered = np.arange(19.0)
+    assert Residuals.of(ordered).band(0.9) == (0, 18)
+    assert Residuals.of(np.arange(39.0)).band(0.9) == pytest.approx((1, 37))
 
 
 def test_label_pixels_larger_than_tokens_are_held_out_whole():
@@ -320,6 +353,14 @@ def test_what_cannot_be_learned_says_why(options, X, y, message):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_errors_that_are_none_are_refused():
+    errors = placed(np.full((SIZE, SIZE), -9999.0), scene())
+    with pytest.raises(HeadError, match="standard errors are negative, the first is -9999"):
+        BiomassRegressor().fit(scene(), truth(scene()), standard_error=errors)
+    with pytest.raises(HeadError, match="1 standard errors for 2 embeddings"):
+        BiomassRegressor().fit([scene()] * 2, [truth(scene())] * 2, standard_error=[None])
+
+
 def test_scikit_learn_takes_it_for_a_regressor():
     failed = {}
     for estimator, check in estimator_checks_generator(BiomassRegressor(), legacy=True):

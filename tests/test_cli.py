@@ -167,6 +167,11 @@ def test_biomass_from_sparse_measurements(
         (("train", store, head, "--labels", raster, "--error-band", "2"), "takes no --error-band"),
         (("train", store, tmp_path / "no" / "h.safetensors", "--labels", one), "is no folder"),
         (("predict", store, head, tmp_path / "no" / "m.tif"), "is no folder"),
+        (("predict", store, head, store), "is an embedding store"),
+        (
+            ("train", store, head, "--points", tmp_path / "shots.gpkg", "--column", "rh95"),
+            "classes",
+        ),
         (("predict", store, head, out, "--cells"), "maps tokens"),
         (("predict", store, head, tmp_path / "new.tif", "--interval", "90"), "is no share"),
         (("predict", store, head, tmp_path / "new.png"), "no name of a map"),
@@ -176,6 +181,36 @@ def test_biomass_from_sparse_measurements(
         with pytest.raises(NecError, match=message):
             run(*arguments)  # type: ignore[arg-type]
     assert not list(tmp_path.glob("new.*"))
+
+
+def test_what_a_mask_hides_is_no_label_and_a_card_no_head(
+    write_raster: RasterWriter, tmp_path: Path
+) -> None:
+    store, _ = halves_store(write_raster, tmp_path)
+    kinds = np.ones((1, 128, 128), np.uint8)
+    kinds[:, :, 64:] = 2
+    kinds[:, :48] = 0
+    path = write_raster("kinds.tif", kinds)
+    with rasterio.open(path, "r+") as file:
+        file.write_mask(kinds[0] > 0)
+    assert "2 classes" in run("train", store, tmp_path / "head.md", "--labels", path)
+    assert (tmp_path / "head.md.md").read_text().startswith("# Segmenter")
+    run("predict", store, tmp_path / "head.md", tmp_path / "kinds_map.tif")
+
+
+def test_vectors_without_a_place_say_what_they_have(tmp_path: Path) -> None:
+    vectors = np.random.default_rng(0).normal(size=(300, 8)).astype(np.float32)
+    np.save(tmp_path / "v.npy", vectors)
+    run("fit", tmp_path / "v.npy", tmp_path / "c.json", "--bytes", "4")
+    run("encode", tmp_path / "v.npy", tmp_path / "v.zarr", "--model", tmp_path / "c.json")
+    store, head = tmp_path / "v.zarr", tmp_path / "h.safetensors"
+    for arguments in (
+        ("train", store, head, "--points", "p.gpkg", "--column", "a"),
+        ("predict", store, head, tmp_path / "m.tif"),
+        ("info", store, "--quicklook", tmp_path / "q.png"),
+    ):
+        with pytest.raises(NecError, match="no array 'embedding'"):
+            run(*arguments)
 
 
 def test_embeddings_of_others(write_raster: RasterWriter, tmp_path: Path) -> None:

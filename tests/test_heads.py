@@ -1,5 +1,6 @@
 import logging
 
+import geopandas
 import numpy as np
 import pytest
 import rasterio
@@ -11,6 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
+import nec
 from nec.errors import HeadError
 from nec.heads import SceneClassifier, Segmenter, load_head, write_map
 from nec.heads.pooling import mean_and_roughness, mean_and_variogram
@@ -177,6 +179,35 @@ def test_a_written_map_is_a_coloured_cog(tmp_path):
         write_map(found, tmp_path / "other.tif", colours=[(0, 0, 0)] * 2)
 
 
+def test_a_map_replaces_a_map_and_never_a_store(tmp_path):
+    found = Segmenter().fit(scene(), truth()).predict(scene())
+    store = tmp_path / "store.zarr"
+    xr.Dataset({"embedding": scene().drop_attrs()}).to_zarr(store, consolidated=False)
+    sealed = tmp_path / "sealed.zarr"
+    xr.Dataset(attrs={"nec": {"seal": 1}}).to_zarr(sealed, consolidated=False)
+    for path in (store, sealed):
+        before = sorted(p.name for p in path.rglob("*"))
+        with pytest.raises(HeadError, match="is an embedding store"):
+            write_map(found, path)
+        assert sorted(p.name for p in path.rglob("*")) == before
+    for labels in (found, found.where(found == 1, 2).assign_attrs(found.attrs)):
+        path = write_map(labels, tmp_path / "map.ZARR")
+        np.testing.assert_array_equal(xr.open_zarr(path)[found.name], labels)
+    for name in ("none.tif", "none.zarr"):
+        with pytest.raises(HeadError, match="has no CRS"):
+            write_map(found.drop_vars("spatial_ref"), tmp_path / name)
+    for write in (lambda p: write_map(found, p), Segmenter().fit(scene(), truth()).save):
+        with pytest.raises(HeadError, match="there is no folder"):
+            write(tmp_path / "no" / "map.tif")
+    assert {p.name for p in tmp_path.iterdir()} == {"store.zarr", "sealed.zarr", "map.ZARR"}
+
+
+def test_each_class_of_a_map_has_a_word_of_its_own():
+    names = np.array(["", "a b", "a_b"])[truth()]
+    found = Segmenter(ignore_index=None).fit(scene(), names).predict(scene())
+    assert found.attrs["flag_meanings"] == "unnamed a_b a_b_2"
+
+
 FINE = truth().repeat(4, 0).repeat(4, 1)
 
 
@@ -324,6 +355,10 @@ def test_another_basis_is_refused_and_none_passes():
             call(scene(basis="b2"))
     with pytest.raises(HeadError, match="basis"):
         Segmenter().fit([scene(), scene(basis="b2")], [truth(), truth()])
+    other = scene().assign_attrs(nec_model="another")
+    del other.attrs["nec_basis"]
+    with pytest.raises(HeadError, match="of model another and the head"):
+        head.predict(other)
     assert head.predict(scene().drop_attrs()).dtype == np.int16
     assert head.predict(np.zeros((2, D))).shape == (2,)
 
@@ -337,6 +372,13 @@ def test_other_bands_of_the_same_basis_are_refused(tmp_path):
     for other in ([2, 3, 4], [2, 1, 0]):
         with pytest.raises(HeadError, match="bands 0, 1, 2"):
             head.predict(embedding[other])
+    points = geopandas.GeoDataFrame(
+        geometry=geopandas.points_from_xy(embedding.x.values, embedding.y.values), crs=32633
+    )
+    table = nec.sample(embedding[[0, 1, 2]], points)
+    head = SceneClassifier().fit(table.filter(like="band_"), truth()[0][table.index])
+    with pytest.raises(HeadError, match="bands 0, 1, 2"):
+        head.predict(embedding[[2, 3, 4]])
     with pytest.raises(HeadError, match="another of the embeddings"):
         Segmenter().fit([embedding[[0, 1]], embedding[[1, 2]]], [truth(), truth()])
 

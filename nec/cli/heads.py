@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.progress import Progress
 
+from nec.archive.temporaries import put
 from nec.cli.labels import (
     at_time,
     chosen,
@@ -201,10 +202,15 @@ def train(
         told = _classes_of_points(dataset, head, points, column, ignore, method or "linear")
     else:
         told = _classes_of_images(store, dataset, head, str(label), where, method or "linear")
-    card = head.with_suffix(".md")
+    card = _card_of(head)
     learned = labels or points or f"coordinate `{label}`"
-    card.write_text(load_head(head).card(data=f"{learned} over {store}"))
+    put(card, load_head(head).card(data=f"{learned} over {store}").encode())
     console.print(f"[bold]{escape(str(head))}[/bold]: {told}; card: {escape(str(card))}")
+
+
+def _card_of(head: Path) -> Path:
+    """Where the card of a head goes: never on the head, nor on that of another one."""
+    return head.with_suffix(".md") if head.suffix == ".safetensors" else Path(f"{head}.md")
 
 
 def _check_options(what: str, taken: tuple[str, ...], given: dict[str, Any]) -> None:
@@ -218,7 +224,7 @@ def _check_options(what: str, taken: tuple[str, ...], given: dict[str, Any]) -> 
 
 def _check_place(store: str, dataset: "xr.Dataset") -> None:
     """Refuse images without a place; warn where the store's rate was made for less than maps."""
-    if "y" not in dataset["embedding"].coords:
+    if "y" not in dataset.nec.array("embedding").coords:
         raise HeadError(
             f"{store} is an image collection without a place", "give --label, or a scene's store"
         )
@@ -402,7 +408,7 @@ def predict(
 
     check_folder(out)
     dataset = at_time(open_store(store, storage_options=storage_options(option)), time)
-    if "y" not in dataset["embedding"].coords:
+    if "y" not in dataset.nec.array("embedding").coords:
         raise HeadError(f"{store} is an image collection without a place", "map a scene's store")
     fitted = load_head(head)
     if isinstance(fitted, BiomassRegressor) and cells:

@@ -11,14 +11,23 @@ if TYPE_CHECKING:
 
 
 def read_labels(path: Path, band: int) -> "xr.DataArray":
-    """Return a band (y, x) of a raster, from 1; its scale and offset tags are attributes."""
+    """Return a band (y, x) of a raster, from 1; its scale and offset tags are attributes.
+
+    What a mask hides is NaN in floats, and in integers their nodata value, or one that is less
+    than all of them.
+    """
     import rasterio
     import rioxarray
+    import xarray as xr
+    from rasterio.enums import MaskFlags
 
     try:
         opened: Any = rioxarray.open_rasterio(path)
         with rasterio.open(path) as raster:
             scales, offsets = raster.scales, raster.offsets
+            kinds = raster.mask_flag_enums[band - 1] if 1 <= band <= raster.count else ()
+            masked = MaskFlags.per_dataset in kinds or MaskFlags.alpha in kinds
+            hidden = raster.read_masks(band) == 0 if masked else None
     except Exception as error:  # rasterio's errors have no common parent
         raise HeadError(f"{path} cannot be read as a raster ({error})", "give a GeoTIFF") from error
     if not 1 <= band <= opened.sizes["band"]:
@@ -27,6 +36,13 @@ def read_labels(path: Path, band: int) -> "xr.DataArray":
             "give --band or --error-band, from 1",
         )
     plane: xr.DataArray = opened.isel(band=band - 1, drop=True)
+    if hidden is not None and hidden.any():
+        nothing = plane.rio.nodata
+        if nothing is None:
+            plane = plane if plane.dtype.kind == "f" else plane.astype("int64")
+            nothing = float("nan") if plane.dtype.kind == "f" else int(plane.min()) - 1
+        plane = plane.where(xr.DataArray(~hidden, dims=("y", "x")), nothing)
+        plane = plane.rio.write_nodata(nothing)
     return plane.assign_attrs(scale_factor=scales[band - 1], add_offset=offsets[band - 1])
 
 
@@ -37,7 +53,9 @@ def numbers_of(
     values = labels.astype("float64")
     for nothing in (labels.rio.nodata, ignore):
         if nothing is not None:
-            values = values.where(values != nothing)
+            # In their own precision: float32 has no 0.1.
+            own = nothing if labels.dtype.kind != "f" else labels.dtype.type(nothing)
+            values = values.where(labels != own)
     scale, offset = (labels.attrs.get(tag) for tag in ("scale_factor", "add_offset"))
     values = values * (1.0 if scale is None else scale)
     if offset is not None and not errors:

@@ -163,6 +163,11 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             errors = standard_error
             if not isinstance(standard_error, list | tuple):
                 errors = [standard_error] * len(scenes)
+            if len(errors) != len(scenes):
+                raise HeadError(
+                    f"{len(errors)} standard errors for {len(scenes)} embeddings",
+                    "pass one for each, or one for all",
+                )
             origin = Origin.common([Origin.of(embedding) for embedding, _ in scenes])
             kernel = self.kernel_size
             labelled = [
@@ -366,6 +371,8 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
                     f"{count_of(X)} vectors and {count_of(given)} {name}",
                     "pass one for each vector",
                 )
+        # Rows of one index are one measurement at several times, as `nec.sample` makes them.
+        index = np.asarray(X.index) if hasattr(X, "index") and hasattr(X, "columns") else None
         y = None if y is None else np.asarray(y)
         known = ~np.isnan(y) if y is not None and y.ndim == 1 and y.dtype.kind == "f" else None
         filled = y if known is None else np.where(known, y, 0.0)
@@ -386,6 +393,7 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
             groups=places,
             folds=self.folds,
             seed=self.random_state,
+            measurements=None if index is None else len(set(index[keep].tolist())),
         )
 
     def _solve(self, parts: Any, kernel: int) -> None:

@@ -139,7 +139,13 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
             keep &= known
         rows, labels = rows[keep], labels[keep]
         if labels.size:
-            check_classification_targets(labels)
+            try:
+                check_classification_targets(labels)
+            except ValueError as error:
+                raise HeadError(
+                    f"labels such as {labels[0]} are no classes ({error})",
+                    "for quantities take BiomassRegressor: nec train --task biomass",
+                ) from error
         classes, codes = np.unique(labels, return_inverse=True)
         if len(rows) < 2 or classes.size < 2:
             raise TooFewLabelsError(

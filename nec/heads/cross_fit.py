@@ -140,6 +140,12 @@ def _usable(part: Part, se_floor: float) -> tuple[NDArray[np.bool_], Floats]:
             f"{part.values[np.argmax(wrong)]}",
             "NaN marks what is not labelled",
         )
+    if (wrong := part.errors < 0).any():
+        raise HeadError(
+            f"{wrong.sum()} standard errors are negative, the first is "
+            f"{part.errors[np.argmax(wrong)]}",
+            "NaN marks what is not known; give the nodata value of a raster of errors",
+        )
     error = np.maximum(part.errors, se_floor)
     return complete_rows(part.rows), np.square(se_floor / error)
 
@@ -151,11 +157,10 @@ def _held_out(
     found: list[Floats] = [np.empty((count, 0))]
     values: list[Floats] = [np.empty(0)]
     counted: list[Floats] = [np.empty(0)]
-    rng = np.random.default_rng(seed)
     share = min(1.0, HELD_OUT / parts.count)
     for part in parts:
         keep, weights = _usable(part, se_floor)
-        keep &= rng.random(keep.size) < share
+        keep &= _drawn(part, seed) < share
         for fold in np.unique(part.folds[keep]):
             at = keep & (part.folds == fold)
             fit = without[fold]
@@ -166,6 +171,19 @@ def _held_out(
             values.append(part.values[at])
             counted.append(weights[at])
     return np.concatenate(found, axis=1), np.concatenate(values), np.concatenate(counted)
+
+
+def _drawn(part: Part, seed: int) -> Floats:
+    """Return a number in [0, 1) for each row that hangs on the row alone, not on its part."""
+    # A hash of the bytes: the order in which chunks bring rows says nothing.
+    rows = np.ascontiguousarray(part.rows)
+    bits = rows.view(np.uint32).reshape(len(rows), -1).astype(np.uint64)
+    odd = np.random.default_rng(seed).integers(0, 2**63, bits.shape[1], dtype=np.uint64) | 1
+    mixed = (bits * odd).sum(1, dtype=np.uint64)
+    mixed ^= mixed >> np.uint64(31)
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    drawn: Floats = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return drawn
 
 
 def _subtracted(sums: list[Sums], fold: int) -> Sums:

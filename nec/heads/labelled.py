@@ -337,6 +337,8 @@ class RowParts:
         (n,) rows of one group stay in one fold; each row is one of its own without.
     folds, seed : int
         See `SceneParts`.
+    measurements : int, optional
+        How many of the rows tell something of their own; all by default.
     """
 
     def __init__(
@@ -348,13 +350,14 @@ class RowParts:
         groups: NDArray[Any] | None,
         folds: int,
         seed: int,
+        measurements: int | None = None,
     ) -> None:
         names = (
             np.arange(len(rows)) if groups is None else np.unique(groups, return_inverse=True)[1]
         )
         count = int(names.max()) + 1
         self.folds, self.count = min(folds, count), len(rows)
-        self.measurements = float(self.count)
+        self.measurements = float(self.count if measurements is None else measurements)
         order = np.random.default_rng(seed).permutation(count) % self.folds
         self._part = Part(rows, values, errors, order[names])
 

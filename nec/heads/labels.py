@@ -275,7 +275,7 @@ def is_label(values: NDArray[Any], ignored: tuple[Any, ...]) -> NDArray[np.bool_
         valid &= np.asarray(values != None, dtype=bool)  # noqa: E711  (element by element)
     for value in ignored:
         # A number never equals a string: comparing them would only warn.
-        if isinstance(value, str) == (values.dtype.kind in "UO"):
+        if isinstance(value, str) == (values.dtype.kind in "UOT"):
             valid &= np.asarray(values != value, dtype=bool)
     return valid
 

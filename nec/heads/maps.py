@@ -1,7 +1,7 @@
 """Maps: a decision rule applied to every token of a scene, lazily, and written as a raster."""
 
 import colorsys
-import shutil
+import json
 import tempfile
 import threading
 import warnings
@@ -85,10 +85,22 @@ def described(
         mapped.attrs = {
             "long_name": "class",
             "flag_values": np.arange(classes.size, dtype=np.int16),
-            "flag_meanings": " ".join("_".join(str(label).split()) for label in classes.tolist()),
+            "flag_meanings": " ".join(_words(classes.tolist())),
         }
     mapped.attrs |= _origin(embedding)
     return mapped.rename("probability" if shares else "class_index")
+
+
+def _words(names: list[Any]) -> list[str]:
+    """Name classes by a word each, as CF wants it; no two alike."""
+    words: list[str] = []
+    for name in names:
+        word = base = "_".join(str(name).split()) or "unnamed"
+        again = 2
+        while word in words:
+            word, again = f"{base}_{again}", again + 1
+        words.append(word)
+    return words
 
 
 def _applied(
@@ -202,12 +214,15 @@ def write_map(
     Raises
     ------
     HeadError
-        No map, no CRS, a name of another format, or not as many colours as classes; a folder that
-        is no Zarr group is where one shall be written.
+        No map, no CRS, a name of another format, or not as many colours as classes; there is no
+        folder to write to; a folder that is no Zarr group, or an embedding store, is where a map
+        shall be written.
     """
     path = Path(path)
     if path.suffix.lower() not in MAP_SUFFIXES:
         raise HeadError(f"{path} is no name of a map", f"end it in {', '.join(MAP_SUFFIXES)}")
+    if not path.parent.is_dir():
+        raise HeadError(f"there is no folder {path.parent}", "make it")
     labels = without_time(labels)
     names = str(labels.attrs.get("flag_meanings", "")).split()
     numbers = labels.dtype.kind == "f" and "band" not in labels.dims
@@ -225,9 +240,11 @@ def write_map(
     table = class_colours(len(names)) if colours is None else list(colours)
     if len(table) != len(names):
         raise HeadError(f"{len(table)} colours for {len(names)} classes", "give one for each")
+    if crs_of(labels) is None:
+        raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
     # Beside the target, so that the last step is a rename within one file system.
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        if path.suffix == ".zarr":
+        if path.suffix.lower() == ".zarr":
             return _write_zarr(labels, Path(folder) / "map.zarr", path, block)
         from rasterio.shutil import copy
 
@@ -258,9 +275,8 @@ def _blocks(labels: xr.DataArray, count: int) -> Iterator[tuple[slice, slice]]:
 
 
 def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Path:
-    """Write a map to a Zarr group aside, and put it in the place of what is there."""
-    if path.exists() and not (path / "zarr.json").exists():
-        raise HeadError(f"{path} is there and is no Zarr group", "choose another name")
+    """Write a map to a Zarr group aside, and put it in the place of a map that is there."""
+    _check_replaceable(path)
     dims = spatial_dims(labels)
     labels = labels.transpose(..., *dims)
     if labels.chunks is not None:
@@ -285,9 +301,23 @@ def _write_zarr(labels: xr.DataArray, aside: Path, path: Path, block: int) -> Pa
             region = dict(zip(dims, window, strict=True))
             plane.isel(region).to_zarr(aside, region=region)
     if path.exists():
-        shutil.rmtree(path)
+        # The old one goes last, with the folder beside: a kill before leaves one of them.
+        path.rename(aside.with_name("replaced.zarr"))
     aside.rename(path)
     return path
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuse to put a map in the place of what is no map; of an embedding store above all."""
+    if not path.exists():
+        return
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        raise HeadError(f"{path} is there and is no Zarr group", "choose another name") from None
+    stored = {name for name in ("embedding", "scene_embedding") if (path / name).exists()}
+    if "nec" in attributes or stored:
+        raise HeadError(f"{path} is an embedding store", "choose another name for the map")
 
 
 class _Bands:
@@ -321,8 +351,6 @@ def _write_plain(
 
     dims = spatial_dims(labels)
     crs = crs_of(labels)
-    if crs is None:
-        raise HeadError("the map has no CRS", "write it: labels.rio.write_crs(...)")
     if len(labels.dims) == 2:
         labels = labels.expand_dims("plane")
     labels = labels.transpose(..., *dims)

@@ -26,11 +26,13 @@ def save_state(head: "EmbeddingHead", path: str | Path) -> Path:
     Raises
     ------
     HeadError
-        The labels or hyperparameters are neither numbers nor strings.
+        The labels or hyperparameters are neither numbers nor strings, or there is no such folder.
     """
     from safetensors.numpy import save
 
     path = Path(path)
+    if not path.parent.is_dir():
+        raise HeadError(f"there is no folder {path.parent}", "make it")
     names = getattr(head, "feature_names_in_", None)
     learned, arrays = head._learned()
     state = {

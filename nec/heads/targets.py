@@ -88,7 +88,8 @@ class Residuals:
         conformal regression"); infinite where there are too few residuals to tell.
         """
         miss = (1 - coverage) / 2
-        rank = np.floor(miss * (self.count + 1))
+        # A tenth of 20 is 2, and a hair less in floats.
+        rank = np.floor(miss * (self.count + 1) + 1e-9)
         if rank < 1:
             return -np.inf, np.inf
         at = (rank - 1) / max(self.count - 1, 1)

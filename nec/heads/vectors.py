@@ -29,7 +29,7 @@ class Origin:
     model : str or None
         Id of the model, from ``attrs["nec_model"]``.
     bands : tuple or None
-        Names of the bands, from the coordinate ``band``.
+        Names of the bands, from the coordinate ``band``, or from ``attrs["nec_bands"]``.
     """
 
     basis: str | None = None
@@ -43,10 +43,13 @@ class Origin:
         if not isinstance(attrs, dict):
             return cls()
         basis, model = attrs.get("nec_basis"), attrs.get("nec_model")
-        named = isinstance(vectors, xr.DataArray) and "band" in vectors.indexes
-        bands = tuple(vectors["band"].values.tolist()) if named else None
+        bands = attrs.get("nec_bands")
+        if isinstance(vectors, xr.DataArray) and "band" in vectors.indexes:
+            bands = vectors["band"].values.tolist()
         return cls(
-            None if basis is None else str(basis), None if model is None else str(model), bands
+            None if basis is None else str(basis),
+            None if model is None else str(model),
+            None if bands is None else tuple(bands),
         )
 
     @classmethod
@@ -69,13 +72,21 @@ class Origin:
         return found
 
     def check(self, other: "Origin", whose: str) -> None:
-        """Refuse vectors of another basis or of other bands; pass where either does not say.
+        """Refuse vectors of another basis, model or bands; pass where either does not say.
+
+        Models of one basis are of one family: they take each other's heads.
 
         Raises
         ------
         HeadError
-            Basis or bands differ from these, which are `whose`.
+            Basis, model or bands differ from these, which are `whose`.
         """
+        unsaid = self.basis is None or other.basis is None
+        if unsaid and None not in (self.model, other.model) and self.model != other.model:
+            raise HeadError(
+                f"the embedding is of model {other.model} and {whose} of {self.model}",
+                "use embeddings of the same model, or fit the head again on these",
+            )
         if self.basis is not None and other.basis is not None and self.basis != other.basis:
             raise HeadError(
                 f"the embedding has basis {other.basis} and {whose} basis {self.basis}",
