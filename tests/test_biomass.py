@@ -13,6 +13,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 
 from nec.errors import HeadError
 from nec.heads import BiomassRegressor, DissimilarityIndex, load_head, write_map
+from nec.heads.labelled import LabelledScene, SceneParts
 from nec.heads.targets import Residuals
 
 D, SIZE, STEP = 4, 48, 40.0
@@ -200,6 +201,36 @@ def test_label_pixels_larger_than_tokens_are_held_out_whole():
     assert head.held_out_rmse_ > 0.9 * few.std()
     assert head.residuals_.count == pytest.approx(16)
     assert np.isposinf(head.predict_interval(embedding).values[1]).all()
+
+
+@pytest.mark.parametrize("cuts", [[(0, 28), (28, 64)], [(0, 30), (20, 45), (35, 64)]])
+@pytest.mark.parametrize("crs", [32633, 3035])
+def test_a_measurement_over_several_scenes_is_held_out_once(cuts, crs):
+    embedding = scene(size=64)
+    labels = xr.DataArray(
+        np.random.default_rng(1).uniform(0, 200, (16, 16)),
+        dims=("y", "x"),
+        coords={
+            "y": TOP - (np.arange(16) - 1.5) * 8 * STEP,
+            "x": LEFT + (np.arange(16) - 1.5) * 8 * STEP,
+        },
+    ).rio.write_crs(32633)
+    if crs != 32633:
+        labels = labels.rio.reproject(crs, nodata=np.nan)
+    scenes = [embedding[:, :, slice(*cut)] for cut in cuts]
+
+    def parts_of(scenes):
+        laid = [LabelledScene.of(s, labels, None) for s in scenes]
+        return SceneParts(laid, kernel=1, folds=4, block=8, seed=0)
+
+    whole, parts = parts_of([embedding]), parts_of(scenes)
+    assert parts.measurements == whole.measurements
+    folds: dict[float, set[int]] = {}
+    for part in parts:
+        for value, fold in zip(part.values.tolist(), part.folds.tolist(), strict=True):
+            folds.setdefault(value, set()).add(fold)
+    assert len(folds) == whole.measurements
+    assert all(len(found) == 1 for found in folds.values())
 
 
 def test_uncertain_labels_count_less():

@@ -6,6 +6,7 @@ import pytest
 import rasterio
 import rioxarray  # noqa: F401
 import xarray as xr
+from pyproj import Transformer
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
@@ -15,6 +16,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 import nec
 from nec.errors import HeadError
 from nec.heads import SceneClassifier, Segmenter, load_head, write_map
+from nec.heads.labels import LabelRaster
 from nec.heads.pooling import mean_and_roughness, mean_and_variogram
 
 D, SIZE = 5, 24
@@ -239,6 +241,8 @@ def test_labels_in_another_crs_are_reprojected_and_that_is_said(caplog):
     with caplog.at_level("WARNING"):
         head = Segmenter().fit(scene(), elsewhere)
     assert "EPSG:4326: reprojected to EPSG:32633" in caplog.text
+    with pytest.raises(HeadError, match=r"labels such as 0\.5 are no classes"):
+        Segmenter().fit(scene(), fine * 0.5)
     assert head.classes_.tolist() == [0, 1, 2]
     assert head.score(scene(seed=5), truth()) > 0.95
     # Unlabelled pixels stay so, and the edges of what is turned are none.
@@ -248,6 +252,33 @@ def test_labels_in_another_crs_are_reprojected_and_that_is_said(caplog):
     bare = elsewhere.copy()
     del bare.attrs["_FillValue"]
     assert Segmenter().fit(scene(), bare).classes_.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("crs", "size"), [(4326, 0.001), (6933, 150), (32632, 100), (3035, 60)], ids=str
+)
+def test_labels_of_another_crs_are_looked_up_at_the_centres_of_tokens(crs, size, caplog):
+    embedding = scene(gap=False)
+    x, y = np.meshgrid(embedding.x.values, embedding.y.values)
+    turn = Transformer.from_crs(32633, crs, always_xy=True).transform
+    theirs_x, theirs_y = turn(x, y)
+    left, top = theirs_x.min() - 0.4 * size, theirs_y.max() + 0.3 * size
+    shape = [int(np.ptp(v) / size) + 3 for v in (theirs_y, theirs_x)]
+    names = np.arange(np.prod(shape)).reshape(shape)
+    labels = raster(names, size, left=left, top=top, crs=crs)
+    expected = names[
+        ((top - theirs_y) // size).astype(int), ((theirs_x - left) // size).astype(int)
+    ]
+    with caplog.at_level("WARNING"):
+        over = LabelRaster.over(embedding, labels.chunk(x=4), ignore_index=None)
+    assert "looked up at the centres of tokens" in caplog.text
+    found, valid = over.window(slice(0, SIZE), slice(0, SIZE))
+    assert valid.all()
+    np.testing.assert_array_equal(found, expected)
+    found, _ = over.window(slice(3, 9), slice(5, 20))
+    np.testing.assert_array_equal(found, expected[3:9, 5:20])
+    tokens = SIZE**2 / np.unique(expected).size
+    assert np.prod(over.pixel_size) == pytest.approx(tokens, rel=0.5)
 
 
 def test_a_token_takes_the_majority_of_its_valid_pixels():

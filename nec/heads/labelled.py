@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -77,37 +76,25 @@ class LabelledScene:
             raise HeadError("there are no labels", "pass y (y, x), NaN where nothing is known")
         return cls(embedding, over[0], over[1])
 
-    def block(self, window: slice, edge: int, *, axis: int, offset: int = 0) -> NDArray[np.int64]:
-        """Return the block of each token row (axis 0) or column of a window.
+    def units(self, rows: slice, columns: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return row and column of what each token (y, x) of a window is measured with.
 
-        Where label pixels are larger than tokens, blocks consist of whole ones: what one
-        measurement says of its tokens stays together.
-
-        Parameters
-        ----------
-        window : slice
-            With start and stop.
-        edge : int
-            Of a block, tokens.
-        offset : int
-            Of the scene on the lattice that blocks are counted on, tokens.
+        Where tokens look label pixels up, of those: what one measurement says of its tokens
+        stays together. Else of the tokens themselves.
         """
-        if not self.labels.coarse:
-            return (np.arange(window.start, window.stop, dtype=np.int64) + offset) // edge
-        pixels = (self.labels.rows, self.labels.columns)[axis]
-        whole = max(1, round(edge / self.tokens_of_label[axis]))
-        return pixels[window] // whole
+        if self.labels.coarse:
+            return self.labels.pixel_of(rows, columns)
+        y = np.arange(rows.start, rows.stop, dtype=np.int64)
+        x = np.arange(columns.start, columns.stop, dtype=np.int64)
+        row, column = np.broadcast_arrays(y[:, None], x)
+        return row, column
 
-    @cached_property
-    def tokens_of_label(self) -> tuple[float, float]:
-        """Token rows and columns that a label pixel spans, on average; 1 where it is no larger."""
-        if not self.labels.coarse:
-            return 1.0, 1.0
-        spans = []
-        for index in (self.labels.rows, self.labels.columns):
-            inside = index[index >= 0]
-            spans.append(inside.size / max(1, np.unique(inside).size))
-        return spans[0], spans[1]
+    @property
+    def lattice(self) -> Lattice | None:
+        """The lattice that `units` are counted on; None without a CRS."""
+        if self.labels.coarse:
+            return self.labels.lattice
+        return Lattice.of(self.embedding) if crs_of(self.embedding) is not None else None
 
     def windows(self) -> Iterator[tuple[slice, slice, NDArray[np.float64]]]:
         """Give the windows that hold labels, with their labels, cut to where those lie."""
@@ -134,35 +121,36 @@ class Ground:
     number : int
         Of the lattice: scenes of one have blocks in common.
     offset : tuple of int
-        Token rows and columns from the origin of that lattice.
-    dates : int
-        How many of the scenes show the same tokens.
+        Rows and columns from the origin of that lattice.
+    size : tuple of float
+        Token rows and columns of its units, see `LabelledScene.units`.
     """
 
     number: int
     offset: tuple[int, int]
-    dates: int = 1
+    size: tuple[float, float]
 
     @staticmethod
     def of(scenes: Sequence["LabelledScene"]) -> list["Ground"]:
         """Find which scenes lie on one lattice; without a CRS each has one of its own."""
-        lattices = [
-            Lattice.of(s.embedding) if crs_of(s.embedding) is not None else None for s in scenes
-        ]
+        lattices = [scene.lattice for scene in scenes]
         found: list[Ground] = []
         for i, scene in enumerate(scenes):
-            placed = Ground(i, (0, 0))
+            placed = Ground(i, (0, 0), scene.labels.pixel_size)
             for first in dict.fromkeys(ground.number for ground in found):
                 offset = _offset(lattices[i], lattices[first])
-                if offset is None or not _alike(scene.labels, scenes[first].labels, offset):
+                if offset is None or scene.labels.coarse != scenes[first].labels.coarse:
                     continue
-                placed = Ground(first, offset)
+                placed = Ground(first, offset, scenes[first].labels.pixel_size)
                 break
             found.append(placed)
-        shown = [
-            (g.number, g.offset, s.embedding.shape) for g, s in zip(found, scenes, strict=True)
-        ]
-        return [replace(g, dates=shown.count(key)) for g, key in zip(found, shown, strict=True)]
+        return found
+
+    def blocks(self, units: NDArray[np.int64], edge: int) -> NDArray[np.int64]:
+        """Return the block (2, n) of about `edge` tokens that each unit (2, n) lies in."""
+        whole = np.array([[max(1, round(edge / size))] for size in self.size])
+        found: NDArray[np.int64] = np.floor_divide(units, whole)
+        return found
 
 
 def _offset(one: Lattice | None, other: Lattice | None) -> tuple[int, int] | None:
@@ -177,26 +165,6 @@ def _offset(one: Lattice | None, other: Lattice | None) -> tuple[int, int] | Non
     if (abs(tokens - whole) > PHASE).any():
         return None
     return int(whole[0]), int(whole[1])
-
-
-def _alike(one: LabelRaster, other: LabelRaster, offset: tuple[int, int]) -> bool:
-    """Say whether blocks of two scenes' labels can be counted together."""
-    if not one.coarse and not other.coarse:
-        return True
-    return one.coarse == other.coarse and all(
-        _continues(mine, theirs, by)
-        for mine, theirs, by in zip(
-            (one.rows, one.columns), (other.rows, other.columns), offset, strict=True
-        )
-    )
-
-
-def _continues(one: NDArray[np.int64], other: NDArray[np.int64], offset: int) -> bool:
-    """Say whether tokens that two scenes share lie under the same label pixels."""
-    first, last = max(0, -offset), min(len(one), len(other) - offset)
-    if first >= last:
-        return False
-    return np.array_equal(one[first:last], other[first + offset : last + offset])
 
 
 class SceneParts:
@@ -223,8 +191,7 @@ class SceneParts:
     count : int
         Labelled tokens.
     measurements : float
-        Label pixels that they lie under, about, once for all dates; `count` of one date where
-        those are no larger than tokens.
+        Label pixels that they lie under, or tokens where those are no larger, once for all dates.
     """
 
     def __init__(
@@ -233,30 +200,26 @@ class SceneParts:
         self.scenes, self.kernel = list(scenes), kernel
         self._ground = Ground.of(self.scenes)
         self._cache: list[Part] | None = []
+        self.count = 0
+        labelled: dict[int, list[NDArray[np.int64]]] = {}
+        for scene, ground in zip(self.scenes, self._ground, strict=True):
+            for rows, columns, values in scene.windows():
+                there = ~np.isnan(values)
+                self.count += int(there.sum())
+                units = self._units(ground, scene, rows, columns)[:, there]
+                labelled.setdefault(ground.number, []).append(np.unique(units, axis=1))
+        # What several dates or scenes tell of one unit is one measurement.
+        units_of = {n: np.unique(np.concatenate(u, axis=1), axis=1) for n, u in labelled.items()}
+        self.measurements = float(sum(units.shape[1] for units in units_of.values()))
         asked = block
-        least = max((edge for scene in self.scenes for edge in scene.tokens_of_label), default=1.0)
+        least = max((edge for ground in self._ground for edge in ground.size), default=1.0)
+        by_number = {ground.number: ground for ground in reversed(self._ground)}
         while True:
-            blocks: set[tuple[int, int, int]] = set()
-            self.count, self.measurements = 0, 0.0
-            for scene, ground in zip(self.scenes, self._ground, strict=True):
-                # Of several dates a measurement counts once.
-                share = ground.dates * float(np.prod(scene.tokens_of_label))
-                for rows, columns, values in scene.windows():
-                    there = ~np.isnan(values)
-                    self.count += int(there.sum())
-                    self.measurements += float(there.sum()) / share
-                    y = scene.block(rows, block, axis=0, offset=ground.offset[0])[:, None]
-                    x = scene.block(columns, block, axis=1, offset=ground.offset[1])[None, :]
-                    blocks |= {
-                        (ground.number, int(b), int(a))
-                        for b, a in set(
-                            zip(
-                                np.broadcast_to(y, there.shape)[there].tolist(),
-                                np.broadcast_to(x, there.shape)[there].tolist(),
-                                strict=True,
-                            )
-                        )
-                    }
+            blocks = {
+                (number, *map(int, found))
+                for number, units in units_of.items()
+                for found in np.unique(by_number[number].blocks(units, block), axis=1).T
+            }
             if len(blocks) >= folds or block <= least:
                 break
             block //= 2
@@ -272,6 +235,15 @@ class SceneParts:
         self._fold = {
             name: int(order[at] % max(self.folds, 1)) for at, name in enumerate(sorted(blocks))
         }
+
+    @staticmethod
+    def _units(
+        ground: Ground, scene: LabelledScene, rows: slice, columns: slice
+    ) -> NDArray[np.int64]:
+        """Return the units (2, y, x) of a window on the lattice of its ground."""
+        units = np.stack(scene.units(rows, columns))
+        units += np.array(ground.offset)[:, None, None]
+        return units
 
     def __iter__(self) -> Iterator[Part]:
         """Give all parts; rows are kept for the next time where they are few."""
@@ -306,8 +278,7 @@ class SceneParts:
         errors = np.zeros(values.shape)
         if scene.errors is not None:
             errors = np.nan_to_num(scene.errors.means(rows, columns))
-        by = scene.block(rows, self.block, axis=0, offset=ground.offset[0])
-        bx = scene.block(columns, self.block, axis=1, offset=ground.offset[1])
+        units = self._units(ground, scene, rows, columns)
         width = values.shape[1] * self.kernel**2 * len(block) * block.itemsize
         step = max(1, PART // width)
         for top in range(0, len(values), step):
@@ -316,8 +287,7 @@ class SceneParts:
             if not there.any():
                 continue
             near = block[:, top : top + there.shape[0] + 2 * margin]
-            y, x = np.nonzero(there)
-            places = zip(by[part][y].tolist(), bx[x].tolist(), strict=True)
+            places = ground.blocks(units[:, part][:, there], self.block).T.tolist()
             yield Part(
                 neighbour_rows(near, there, self.kernel),
                 values[part][there],

@@ -2,6 +2,7 @@
 
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,6 +16,7 @@ from nec.sampling import Lattice, crs_of
 
 logger = logging.getLogger(__name__)
 
+HALF = 0.5  # of a token: label pixels of another CRS from which on tokens look them up
 SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
 # Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
 # than those of embeddings, and are not to be read once for each.
@@ -74,6 +76,51 @@ def _moved(window: slice, start: int) -> slice:
 
 
 @dataclass(frozen=True)
+class Centres:
+    """The centres of tokens, in the CRS of labels.
+
+    Parameters
+    ----------
+    y, x : numpy.ndarray
+        Of token rows and columns, in the CRS of the tokens.
+    turn : callable
+        Takes x and y there, gives them in the CRS of the labels; infinite where it has none.
+    """
+
+    y: NDArray[np.float64]
+    x: NDArray[np.float64]
+    turn: Callable[[Any, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]
+
+    @classmethod
+    def of(cls, embedding: xr.DataArray, theirs: Any) -> "Centres":
+        """Return those of an embedding, in another CRS."""
+        from pyproj import Transformer
+
+        ours = crs_of(embedding)
+        turn = Transformer.from_crs(ours.to_wkt(), theirs.to_wkt(), always_xy=True).transform
+        y, x = (np.asarray(embedding[dim].values, dtype=np.float64) for dim in ("y", "x"))
+        return cls(y, x, turn)
+
+    def index(
+        self, pixels: Lattice, rows: slice, columns: slice
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the label row and column that each token of a window has its centre in."""
+        x, y = self.turn(*np.meshgrid(self.x[columns], self.y[rows]))
+        return pixels.rows(y), pixels.columns(x)
+
+    def pixel_size(self, pixels: Lattice, step: tuple[float, float]) -> tuple[float, float]:
+        """Return how many token rows and columns a label pixel spans in the middle of the tokens.
+
+        `step` is from one token to the next.
+        """
+        y, x = self.y[self.y.size // 2], self.x[self.x.size // 2]
+        beside = self.turn(np.array([x, x, x + step[1]]), np.array([y, y + step[0], y]))
+        in_pixels = [np.diff(part[[0, 1, 0, 2]])[::2] for part in beside]
+        reach = np.hypot(in_pixels[0] / pixels.step[1], in_pixels[1] / pixels.step[0])
+        return float(1 / reach[0]), float(1 / reach[1])
+
+
+@dataclass(frozen=True)
 class LabelRaster:
     """Labels laid over the tokens of one embedding.
 
@@ -84,10 +131,17 @@ class LabelRaster:
     rows, columns : numpy.ndarray
         Where `coarse` is False: the token row (column) of each label row (column), -1 outside.
         Where `coarse` is True: the label row (column) of each token row (column), -1 outside.
+        Empty with `centres`.
     coarse : bool
-        Label pixels are larger than tokens.
+        Tokens look their label pixel up by their centres: those are larger.
     ignored : tuple
         Values that are no label; NaN never is one.
+    pixel_size : tuple of float
+        Token rows and columns that a label pixel spans; 1 where it is looked up by none.
+    lattice : Lattice or None
+        Of the labels, where tokens look them up.
+    centres : Centres or None
+        Where labels that tokens look up are in another CRS.
     """
 
     values: xr.DataArray | NDArray[Any]
@@ -95,6 +149,9 @@ class LabelRaster:
     columns: NDArray[np.int64]
     coarse: bool
     ignored: tuple[Any, ...]
+    pixel_size: tuple[float, float] = (1.0, 1.0)
+    lattice: Lattice | None = None
+    centres: Centres | None = None
 
     @classmethod
     def over(
@@ -102,9 +159,10 @@ class LabelRaster:
     ) -> "LabelRaster":
         """Lay labels over the tokens of an embedding.
 
-        Labels with a CRS are matched by coordinate, in any phase and resolution; those in another
-        CRS are brought over first, by the nearest neighbour, which is logged. Others are matched
-        by shape, which must be that of the tokens or an integer multiple.
+        Labels with a CRS are matched by coordinate, in any phase and resolution. In another CRS
+        those of half a token and more are looked up at the centres of tokens, finer ones are
+        brought over first, by the nearest neighbour; which is logged. Others are matched by
+        shape, which must be that of the tokens or an integer multiple.
 
         Parameters
         ----------
@@ -137,10 +195,22 @@ class LabelRaster:
     ) -> "LabelRaster":
         tokens, pixels = Lattice.of(embedding), Lattice.of(labels)
         if not _same_crs(tokens.crs, pixels.crs):
-            labels = _reprojected(labels, tokens, ignored)
+            centres = Centres.of(embedding, pixels.crs)
+            size = centres.pixel_size(pixels, tokens.step)
+            if max(size) > HALF:  # not where it is NaN, too far away
+                _box(tokens, pixels)
+                logger.warning(
+                    "the labels are in %s: looked up at the centres of tokens in %s",
+                    _short(pixels.crs),
+                    _short(tokens.crs),
+                )
+                none = np.empty(0, np.int64)
+                kept = _with_nodata(labels, ignored)
+                return cls(labels, none, none, True, kept, size, pixels, centres)
+            labels = _reprojected(labels, tokens, pixels, ignored)
             pixels = Lattice.of(labels)
-        sizes = [abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True)]
-        coarse = max(sizes) > SAME_SIZE
+        height, width = (abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True))
+        coarse = max(height, width) > SAME_SIZE
         inner, outer = (embedding, pixels) if coarse else (labels, tokens)
         rows = outer.rows(np.asarray(inner["y"].values, dtype=np.float64))
         columns = outer.columns(np.asarray(inner["x"].values, dtype=np.float64))
@@ -148,7 +218,10 @@ class LabelRaster:
             raise HeadError(
                 "the labels and the embedding do not overlap", "check their coordinates and CRS"
             )
-        return cls(labels, rows, columns, coarse, _with_nodata(labels, ignored))
+        kept = _with_nodata(labels, ignored)
+        if not coarse:
+            return cls(labels, rows, columns, False, kept)
+        return cls(labels, rows, columns, True, kept, (height, width), pixels)
 
     @classmethod
     def _by_shape(
@@ -193,11 +266,21 @@ class LabelRaster:
         classes, codes = np.unique(values[valid], return_inverse=True)
         if not classes.size:
             return np.zeros(shape, values.dtype), np.zeros(shape, bool)
+        if classes.dtype.kind == "f" and (classes % 1 != 0).any():
+            raise HeadError(
+                f"labels such as {classes[classes % 1 != 0][0]} are no classes",
+                "for quantities take BiomassRegressor: nec train --task biomass",
+            )
         token = (row[:, None] * shape[1] + column[None, :])[valid]
-        votes = np.bincount(
-            token * classes.size + codes, minlength=shape[0] * shape[1] * classes.size
-        ).reshape(*shape, classes.size)
-        return classes[votes.argmax(axis=-1)], np.asarray(votes.any(axis=-1))
+        # Of each token and class the votes, the most first, the smallest class before others.
+        pairs, votes = np.unique(token * classes.size + codes, return_counts=True)
+        token, code = np.divmod(pairs, classes.size)
+        order = np.lexsort((code, -votes, token))
+        there, first = np.unique(token[order], return_index=True)
+        found, known = np.zeros(shape, classes.dtype), np.zeros(shape, bool)
+        found.reshape(-1)[there] = classes[code[order][first]]
+        known.reshape(-1)[there] = True
+        return found, known
 
     def means(self, rows: slice, columns: slice) -> NDArray[np.float64]:
         """Numbers of a window of tokens: the mean where several pixels fall into one.
@@ -248,15 +331,23 @@ class LabelRaster:
             return np.empty(_shape(rows, columns), self.values.dtype)
         return np.asarray(self.values[rows, columns])
 
+    def pixel_of(self, rows: slice, columns: slice) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the label row and column that each token (y, x) of a window looks up, or -1."""
+        if self.centres is not None and self.lattice is not None:
+            return self.centres.index(self.lattice, rows, columns)
+        row, column = np.broadcast_arrays(self.rows[rows][:, None], self.columns[columns])
+        return row, column
+
     def _looked_up(self, rows: slice, columns: slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        row, column = self.rows[rows], self.columns[columns]
-        shape = (row.size, column.size)
-        if (row < 0).all() or (column < 0).all():
-            return np.zeros(shape, self.values.dtype), np.zeros(shape, bool)
-        top, left = row[row >= 0].min(), column[column >= 0].min()
-        part = self._read(slice(top, row.max() + 1), slice(left, column.max() + 1))
-        values = part[np.ix_(np.maximum(row - top, 0), np.maximum(column - left, 0))]
-        return values, self._valid(values) & (row >= 0)[:, None] & (column >= 0)[None, :]
+        row, column = self.pixel_of(rows, columns)
+        inside = (row >= 0) & (column >= 0)
+        if not inside.any():
+            return np.zeros(row.shape, self.values.dtype), inside
+        top, left = int(row[inside].min()), int(column[inside].min())
+        stop = int(row[inside].max()) + 1, int(column[inside].max()) + 1
+        part = self._read(slice(top, stop[0]), slice(left, stop[1]))
+        values = part[np.where(inside, row - top, 0), np.where(inside, column - left, 0)]
+        return values, self._valid(values) & inside
 
     def valid(self) -> NDArray[np.bool_]:
         """Which of all label pixels hold a label; reads them."""
@@ -293,30 +384,49 @@ def _plane(labels: xr.DataArray) -> xr.DataArray:
     return labels.transpose("y", "x")
 
 
-def _reprojected(labels: xr.DataArray, tokens: Lattice, ignored: tuple[Any, ...]) -> xr.DataArray:
+def _ends(lattice: Lattice) -> tuple[float, float, float, float]:
+    """Return left, bottom, right, top."""
+    (bottom, top), (left, right) = (
+        sorted((corner, corner + step * count))
+        for corner, step, count in zip(lattice.corner, lattice.step, lattice.shape, strict=True)
+    )
+    return left, bottom, right, top
+
+
+def _box(tokens: Lattice, pixels: Lattice) -> tuple[float, float, float, float]:
+    """Return where tokens lie in the CRS of labels; HeadError where there are none of those."""
+    from rasterio.warp import transform_bounds
+
+    box = transform_bounds(tokens.crs, pixels.crs, *_ends(tokens))
+    left, bottom, right, top = _ends(pixels)
+    apart = box[0] >= right or box[2] <= left or box[1] >= top or box[3] <= bottom
+    # Not finite so far away that their CRS does not reach here.
+    if apart or not np.isfinite(box).all():
+        raise HeadError(
+            f"labels in {_short(pixels.crs)} and an embedding in {_short(tokens.crs)} do not "
+            "overlap",
+            "check their coordinates and CRS",
+        )
+    return box  # type: ignore[no-any-return]
+
+
+def _reprojected(
+    labels: xr.DataArray, tokens: Lattice, pixels: Lattice, ignored: tuple[Any, ...]
+) -> xr.DataArray:
     """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
     import rioxarray  # noqa: F401 - registers .rio
     from rasterio.enums import Resampling
-    from rasterio.warp import transform_bounds
-    from rioxarray.exceptions import NoDataInBounds, RioXarrayError
+    from rioxarray.exceptions import RioXarrayError
 
-    theirs, ours = crs_of(labels), tokens.crs
+    theirs, ours = pixels.crs, tokens.crs
     if labels.dtype.kind not in "iuf":
         raise HeadError(
             f"the labels are in {_short(theirs)}, the embedding in {_short(ours)}, and labels of "
             f"dtype {labels.dtype} cannot be brought over",
             "give numbers, or labels in the CRS of the embedding",
         )
-    ends = [
-        sorted((corner, corner + step * count))
-        for corner, step, count in zip(tokens.corner, tokens.step, tokens.shape, strict=True)
-    ]
-    (bottom, top), (left, right) = ends
     try:
-        box = transform_bounds(ours, theirs, left, bottom, right, top)
-        if not np.isfinite(box).all():  # so far away that their CRS does not reach here
-            raise NoDataInBounds(f"no place in {_short(theirs)}")
-        near = labels.rio.clip_box(*box)
+        near = labels.rio.clip_box(*_box(tokens, pixels))
     except RioXarrayError as error:  # nothing inside, or a single row
         raise HeadError(
             f"labels in {_short(theirs)} and an embedding in {_short(ours)} do not overlap",
