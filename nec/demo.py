@@ -128,7 +128,7 @@ def run(
     outcome = Outcome(RENDERED if scene is None else scene.name)
     source = render_scene(out / "rendered_scene.tif") if scene is None else scene
     opened = open_scene(source)
-    store = out / "scene.zarr"
+    store = out / "demo_scene.zarr"  # a name that nothing else has: it is replaced
     if store.exists():
         shutil.rmtree(store)
     started = time.perf_counter()

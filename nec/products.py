@@ -1,5 +1,6 @@
 """Embeddings of others: files of published products as features, by their decoding rules."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
         raise CompressorError(f"there is no rule {rule!r}", f"choose among {', '.join(RULES)}")
     try:
         array = _read(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, EOFError, ValueError, KeyError) as error:
         raise CompressorError(
             f"{path} cannot be read as embeddings ({error})", "give a .npy, .tif or .zarr"
         ) from error
@@ -103,7 +104,10 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
         values = chosen.decode(numbers.astype(np.float32))
         values[(numbers == chosen.missing).any(-1)] = np.nan
     elif numbers.dtype.kind == "f":
+        scale, offset = _tags(array)
         values = numbers.astype(np.float32)
+        if (scale != 1).any() or (offset != 0).any():
+            values = (numbers * scale + offset).astype(np.float32)
         nodata = array.attrs.get("_FillValue", array.encoding.get("_FillValue"))
         if nodata is not None and not np.isnan(nodata):
             values[(numbers == nodata).any(-1)] = np.nan
@@ -114,7 +118,18 @@ def open_embedding(path: str | Path, *, rule: str | None = None) -> xr.DataArray
         )
     attributes = {"decoded": RULES[rule].source} if rule is not None else {}
     decoded: xr.DataArray = array.copy(data=values).assign_attrs(attributes)
+    decoded.attrs.pop("_FillValue", None)  # what was missing is NaN now
     return decoded.rename(path.stem)
+
+
+def _tags(array: xr.DataArray) -> tuple[Any, Any]:
+    """Return what brings the numbers of a raster to its values: of all bands, or one of each."""
+    found = []
+    for tag, many, one in (("scale_factor", "scales", 1.0), ("add_offset", "offsets", 0.0)):
+        value = array.attrs.pop(many, None)
+        alone = array.attrs.pop(tag, one)
+        found.append(np.asarray(alone if value is None else value, dtype=np.float64))
+    return found[0], found[1]
 
 
 def _read(path: Path) -> xr.DataArray:
@@ -134,5 +149,8 @@ def _read(path: Path) -> xr.DataArray:
         return loaded
     import rioxarray
 
-    opened: Any = rioxarray.open_rasterio(path)
+    with warnings.catch_warnings():
+        # Tags of each band are read as such.
+        warnings.filterwarnings("ignore", message="(Scales|Offsets) differ across bands")
+        opened: Any = rioxarray.open_rasterio(path)
     return xr.DataArray(opened)

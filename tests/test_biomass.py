@@ -384,6 +384,15 @@ def test_what_cannot_be_learned_says_why(options, X, y, message):
 
 
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_tags_of_a_raster_are_heard():
+    whole = placed(np.round(truth(scene())), scene())
+    tenths = (10 * whole - 50).astype(np.int32).rio.write_nodata(-50)
+    tenths.attrs |= {"scale_factor": 0.1, "add_offset": 5.0}
+    known = whole.where(whole != 0)
+    plain, tagged = (BiomassRegressor(block_size=8).fit(scene(), y) for y in (known, tenths))
+    np.testing.assert_allclose(tagged.weights_, plain.weights_, rtol=1e-6)
+
+
 def test_errors_that_are_none_are_refused():
     errors = placed(np.full((SIZE, SIZE), -9999.0), scene())
     with pytest.raises(HeadError, match="standard errors are negative, the first is -9999"):

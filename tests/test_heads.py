@@ -478,6 +478,21 @@ def test_which_tokens_are_learned_from_hangs_on_the_seed_and_not_on_chunks():
     assert np.abs(one.rule_.weights - other.rule_.weights).max() > 1e-2
 
 
+def test_as_many_vectors_with_data_are_learned_from_as_are_asked_for():
+    # Labels cover what is missing too, as land cover covers the padding of stores.
+    embedding, labels = scene(gap=False), truth()
+    embedding[:, 4:] = np.nan
+    with_data = Segmenter(max_samples=60, ignore_index=None).fit(embedding, labels)
+    assert 40 < sum(with_data.counts_) <= 96
+    # Most labels are in one of many scenes.
+    nothing = np.full((SIZE, SIZE), -1)
+    scenes, maps = [scene(seed=s, gap=False) for s in range(6)], [truth()] + [nothing] * 5
+    several = Segmenter(max_samples=300).fit(scenes, maps)
+    assert 240 < sum(several.counts_) < 360
+    lazy = Segmenter(max_samples=300).fit([s.chunk(y=7, x=5) for s in scenes], maps)
+    assert lazy.counts_ == several.counts_
+
+
 def test_labels_straight_from_a_store():
     rows = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
     rows[6:] += 4

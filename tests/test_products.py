@@ -4,7 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
+from affine import Affine
 from conftest import RasterWriter
 from typer.testing import CliRunner
 
@@ -60,6 +62,18 @@ def test_files_of_floats(tmp_path: Path) -> None:
     assert "B a vector" in run("fit", tmp_path / "a.npy", tmp_path / "c.json", "--bytes", "0.5")
 
 
+def test_tags_of_rasters_are_heard(tmp_path: Path) -> None:
+    values = np.moveaxis(smooth(), 0, -1)
+    bands = np.moveaxis(values, -1, 0)
+    profile = {"driver": "GTiff", "dtype": "float32", "count": len(bands), "crs": 32633}
+    where = {"height": bands.shape[1], "width": bands.shape[2], "transform": Affine.scale(10, -10)}
+    for scales in ((0.5,) * len(bands), tuple(1.0 + np.arange(len(bands)))):
+        with rasterio.open(tmp_path / "t.tif", "w", **profile, **where) as file:
+            file.write(((bands - 3) / np.array(scales)[:, None, None]).astype(np.float32))
+            file.scales, file.offsets = scales, (3.0,) * len(bands)
+        np.testing.assert_allclose(open_embedding(tmp_path / "t.tif"), values, atol=1e-5)
+
+
 def test_what_is_no_embedding_says_why(write_raster: RasterWriter, tmp_path: Path) -> None:
     numbers = write_raster("n.tif", np.ones((3, 8, 8), np.int8))
     with pytest.raises(CompressorError, match="a code and not the embedding"):
@@ -67,8 +81,10 @@ def test_what_is_no_embedding_says_why(write_raster: RasterWriter, tmp_path: Pat
     with pytest.raises(CompressorError, match="no rule 'clay'"):
         open_embedding(numbers, rule="clay")
     np.save(tmp_path / "flat.npy", np.ones(4, np.float32))
-    with pytest.raises(CompressorError, match="cannot be read"):
-        open_embedding(tmp_path / "flat.npy")
+    (tmp_path / "empty.npy").touch()
+    for name in ("flat.npy", "empty.npy"):
+        with pytest.raises(CompressorError, match="cannot be read"):
+            open_embedding(tmp_path / name)
     np.save(tmp_path / "f.npy", np.ones((4, 3, 2), np.float32))
     with pytest.raises(CompressorError, match="decodes int8"):
         open_embedding(tmp_path / "f.npy", rule="alphaearth")

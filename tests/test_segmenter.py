@@ -5,6 +5,7 @@ import xarray as xr
 
 from nec.errors import HeadError
 from nec.heads import Segmenter, load_head, write_map
+from nec.heads.pixels import PixelScene, labelled_windows
 
 D, SIZE, SCALE, STEP = 6, 64, 4, 40.0
 LEFT, TOP = 300_020.0, 5_800_010.0
@@ -106,3 +107,14 @@ def test_class_weights_and_seeds():
 def test_what_a_network_cannot_learn_says_why(options, change, message):
     with pytest.raises(HeadError, match=message):
         Segmenter(**options).fit(*change(*world()))
+
+
+def test_windows_without_data_are_not_counted() -> None:
+    values = np.full((2, 64, 64), np.nan, np.float32)
+    values[:, 40:48, 8:16] = 1.0
+    embedding = xr.DataArray(values, dims=("band", "y", "x"))
+    labels = np.arange(2).repeat(128)[None].repeat(256, 0)
+    laid = [PixelScene.of(embedding, labels, scale=4, ignore_index=None)]
+    windows, classes = labelled_windows(laid, margin=1, edge=8, most=3, seed=0)
+    assert len(windows) == 1
+    assert classes.tolist() == [0]

@@ -14,7 +14,6 @@ from nec.archive.temporaries import put
 from nec.cli.labels import (
     at_time,
     chosen,
-    numbers_of,
     one_time,
     places_of,
     read_labels,
@@ -271,6 +270,8 @@ def _measured_raster(
     band: int,
     error_band: int | None,
 ) -> None:
+    from nec.heads.labels import numbers_of
+
     measured = numbers_of(read_labels(labels, band), ignore)
     errors = None
     if error_band is not None:

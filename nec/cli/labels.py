@@ -1,5 +1,6 @@
 """Labels of files, and what of a store they lie over, for the commands that train heads."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,10 @@ def read_labels(path: Path, band: int) -> "xr.DataArray":
     from rasterio.enums import MaskFlags
 
     try:
-        opened: Any = rioxarray.open_rasterio(path)
+        with warnings.catch_warnings():
+            # Tags are read of the band alone.
+            warnings.filterwarnings("ignore", message="(Scales|Offsets) differ across bands")
+            opened: Any = rioxarray.open_rasterio(path)
         with rasterio.open(path) as raster:
             scales, offsets = raster.scales, raster.offsets
             kinds = raster.mask_flag_enums[band - 1] if 1 <= band <= raster.count else ()
@@ -44,23 +48,6 @@ def read_labels(path: Path, band: int) -> "xr.DataArray":
         plane = plane.where(xr.DataArray(~hidden, dims=("y", "x")), nothing)
         plane = plane.rio.write_nodata(nothing)
     return plane.assign_attrs(scale_factor=scales[band - 1], add_offset=offsets[band - 1])
-
-
-def numbers_of(
-    labels: "xr.DataArray", ignore: float | None, *, errors: bool = False
-) -> "xr.DataArray":
-    """Bring numbers to float64 in their unit, with NaN for what is none; errors have no offset."""
-    values = labels.astype("float64")
-    for nothing in (labels.rio.nodata, ignore):
-        if nothing is not None:
-            # In their own precision: float32 has no 0.1.
-            own = nothing if labels.dtype.kind != "f" else labels.dtype.type(nothing)
-            values = values.where(labels != own)
-    scale, offset = (labels.attrs.get(tag) for tag in ("scale_factor", "add_offset"))
-    values = values * (1.0 if scale is None else scale)
-    if offset is not None and not errors:
-        values = values + offset
-    return values.rio.write_nodata(float("nan"))  # type: ignore[no-any-return]
 
 
 def at_time(dataset: "xr.Dataset", time: str | None) -> "xr.Dataset":

@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from nec.errors import HeadError
-from nec.heads.labels import PHASE, LabelRaster
+from nec.heads.labels import PHASE, LabelRaster, has_tags, numbers_of
 from nec.heads.rules import Rows
 from nec.heads.windows import neighbour_rows, read_window, windows_of
 from nec.sampling import Lattice, crs_of
@@ -69,7 +69,13 @@ class LabelledScene:
             )
         embedding = embedding.transpose("band", "y", "x")
         over = [
-            None if raster is None else LabelRaster.over(embedding, raster, ignore_index=None)
+            None
+            if raster is None
+            else LabelRaster.over(
+                embedding,
+                numbers_of(raster, errors=raster is errors) if has_tags(raster) else raster,
+                ignore_index=None,
+            )
             for raster in (labels, errors)
         ]
         if over[0] is None:

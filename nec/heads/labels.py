@@ -371,6 +371,35 @@ def is_label(values: NDArray[Any], ignored: tuple[Any, ...]) -> NDArray[np.bool_
     return valid
 
 
+def has_tags(labels: Any) -> bool:
+    """Say whether a raster's tags bring its numbers to another unit; see `numbers_of`."""
+    attrs = labels.attrs if isinstance(labels, xr.DataArray) else {}
+    tags = (attrs.get("scale_factor"), 1), (attrs.get("add_offset"), 0)
+    return any(tag is not None and tag != nothing for tag, nothing in tags)
+
+
+def numbers_of(
+    labels: xr.DataArray, ignore: float | None = None, *, errors: bool = False
+) -> xr.DataArray:
+    """Bring numbers to float64 in their unit, by the tags of their raster; NaN for what is none.
+
+    Errors have no offset.
+    """
+    import rioxarray  # noqa: F401 - registers .rio
+
+    values = labels.astype("float64")
+    for nothing in (labels.rio.nodata, ignore):
+        if nothing is not None:
+            # In their own precision: float32 has no 0.1.
+            own = nothing if labels.dtype.kind != "f" else labels.dtype.type(nothing)
+            values = values.where(labels != own)
+    scale, offset = (labels.attrs.get(tag) for tag in ("scale_factor", "add_offset"))
+    values = values * (1.0 if scale is None else scale)
+    if offset is not None and not errors:
+        values = values + offset
+    return values.drop_attrs(deep=False).rio.write_nodata(np.nan)  # type: ignore[no-any-return]
+
+
 def _with_nodata(labels: xr.DataArray, ignored: tuple[Any, ...]) -> tuple[Any, ...]:
     nodata = labels.rio.nodata
     return ignored if nodata is None else (*ignored, nodata)

@@ -194,12 +194,13 @@ def labelled_windows(
         for i, scene in enumerate(scenes)
         for rows, columns, _, _ in scene.windows(edge)
     ]
+    order = list(range(len(places)))
     if len(places) > most:
         logger.warning("%d windows hold labels: learning from %d of them", len(places), most)
-        chosen = np.random.default_rng(seed).choice(len(places), most, replace=False)
-        places = [places[at] for at in np.sort(chosen)]
-    read: list[tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]] = []
-    for i, rows, columns in places:
+        order = np.random.default_rng(seed).permutation(len(places)).tolist()
+    read: dict[int, tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]] = {}
+    for at in order:
+        i, rows, columns = places[at]
         scene = scenes[i]
         tokens = read_window(scene.embedding, rows, columns, margin).astype(np.float32, copy=False)
         inner = tokens[:, margin : margin + edge, margin : margin + edge]
@@ -211,14 +212,17 @@ def labelled_windows(
         )
         valid = valid & present[: valid.shape[0], : valid.shape[1]]
         if valid.any():
-            read.append((tokens, values, valid))
-    if not read:
+            read[at] = (tokens, values, valid)
+        if len(read) == most:  # windows of padding or holes are none of them
+            break
+    found = [read[at] for at in sorted(read)]
+    if not found:
         raise TooFewLabelsError(
             "no pixel has both a label and data", "check the labels and ignore_index"
         )
-    classes = np.unique(np.concatenate([values[valid] for _, values, valid in read]))
+    classes = np.unique(np.concatenate([values[valid] for _, values, valid in found]))
     windows = []
-    for tokens, values, valid in read:
+    for tokens, values, valid in found:
         codes = np.full((edge * scenes[0].scale,) * 2, -1, np.int64)
         codes[: valid.shape[0], : valid.shape[1]][valid] = np.searchsorted(classes, values[valid])
         windows.append(Window(tokens, codes))

@@ -11,15 +11,25 @@ from sklearn.utils.validation import check_is_fitted
 
 from nec.errors import HeadError, TooFewLabelsError
 from nec.heads.classifier import EmbeddingClassifier, weight_of_codes
+from nec.heads.estimator import complete_rows
 from nec.heads.rules import LinearRule, Rows, Rule
 from nec.heads.terratorch_decoders import check_decoder, installed_version
-from nec.heads.vectors import Origin, labelled_rows, plain_labels, scene_pairs
+from nec.heads.vectors import (
+    Origin,
+    labelled_count,
+    labelled_rows,
+    plain_labels,
+    scene_pairs,
+)
 from nec.heads.windows import WINDOW
 from nec.sampling import without_time
 
 logger = logging.getLogger(__name__)
 
 DECODERS = ("linear", "conv", "fpn")
+# Of the vectors that are asked for: with so many that have data there are enough; and how many
+# times as many are drawn next where hardly any had.
+DRAWN, MORE = 0.9, 16
 
 
 class Segmenter(EmbeddingClassifier):
@@ -121,8 +131,7 @@ class Segmenter(EmbeddingClassifier):
         check_is_fitted(self)
         if self.decoder != "linear":
             return int(self.rule_.count)
-        fixed = ("mean", "spread")
-        return sum(a.size for name, a in self.rule_.tensors().items() if name not in fixed)
+        return sum(a.size for a in self.rule_.tensors().values())
 
     def fit(self, X: Any, y: Any, *, progress: Callable[[int, int], None] | None = None) -> Self:
         """Learn from labelled tokens.
@@ -352,19 +361,29 @@ class Segmenter(EmbeddingClassifier):
             )
 
     def _labelled(self, scenes: list[tuple[xr.DataArray, Any]]) -> tuple[Rows, NDArray[Any]]:
-        most = None if self.max_samples is None else max(1, self.max_samples // len(scenes))
-        parts = [
-            labelled_rows(
-                without_time(embedding),
-                labels,
-                ignore_index=self.ignore_index,
-                most=most,
-                seed=self.random_state,
-            )
-            for embedding, labels in scenes
-        ]
-        if len({rows.shape[1] for rows, _ in parts}) > 1:
+        ignored: dict[str, Any] = {"ignore_index": self.ignore_index}
+        scenes = [(without_time(embedding), labels) for embedding, labels in scenes]
+        if len({embedding.sizes.get("band") for embedding, _ in scenes}) > 1:
             raise HeadError("the embeddings differ in their number of bands", "take the same bands")
+        most = self.max_samples
+        low, high = 0.0, 1.0
+        tokens = sum(e.size // max(e.sizes.get("band", 1), 1) for e, _ in scenes)
+        if most is not None and tokens > most:
+            there = sum(labelled_count(*scene, **ignored) for scene in scenes)
+            high = min(1.0, most / max(there, 1))
+            if high < 1:
+                logger.warning("%d tokens have a label: learning from about %d", there, most)
+        parts: list[tuple[Rows, NDArray[Any]]] = []
+        while True:
+            parts += [
+                labelled_rows(e, y, drawn=(low, high), seed=self.random_state, **ignored)
+                for e, y in scenes
+            ]
+            known = sum(int(complete_rows(rows).sum()) for rows, _ in parts)
+            if most is None or high >= 1 or known > DRAWN * most:
+                break
+            # Of padding and holes there is nothing to learn: draw on, for as many that have data.
+            low, high = high, min(1.0, high * most / max(known, most / MORE))
         # A scene without labels is no error among others.
         parts = [part for part in parts if len(part[1])]
         if not parts:

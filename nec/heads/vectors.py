@@ -1,6 +1,5 @@
 """Rows of vectors from labelled arrays: what a head is fitted on."""
 
-import logging
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from nec.errors import HeadError
 from nec.heads.labels import LabelRaster
 from nec.heads.pooling import POOLINGS
 from nec.heads.rules import Rows
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -208,7 +205,7 @@ def labelled_rows(
     labels: xr.DataArray | NDArray[Any],
     *,
     ignore_index: Any,
-    most: int | None = None,
+    drawn: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
 ) -> tuple[Rows, NDArray[Any]]:
     """Vectors and labels of the tokens that have both.
@@ -224,38 +221,28 @@ def labelled_rows(
         (y, x) of tokens or pixels; see :meth:`nec.heads.labels.LabelRaster.over`.
     ignore_index : int, str or None
         The value that means "no label".
-    most : int, optional
-        Tokens to take, about; of more labels a random part, the same however it is chunked.
+    drawn : tuple of float
+        Take the tokens whose random number, from 0 to 1, lies from one up to the other; the same
+        however it is chunked.
     seed : int
-        Of that part.
+        Of those numbers.
 
     Returns
     -------
     tuple of numpy.ndarray
         (n, band) vectors and (n,) labels; n is 0 where no token has a label.
     """
-    if set(embedding.dims) != {"band", "y", "x"}:
-        raise HeadError(
-            f"the embedding has dimensions {embedding.dims}",
-            "pass (band, y, x), or a list of such arrays with a list of label maps",
-        )
-    embedding = embedding.transpose("band", "y", "x")
-    raster = LabelRaster.over(embedding, labels, ignore_index=ignore_index)
+    embedding, raster, windows = _laid(embedding, labels, ignore_index)
     lazy = embedding.chunks is not None
-    windows = [(r, c) for r in _windows(embedding, "y") for c in _windows(embedding, "x")]
-    share = 1.0
-    if most is not None and embedding.sizes["y"] * embedding.sizes["x"] > most:
-        there = sum(int(raster.window(*window)[1].sum()) for window in windows)
-        share = min(1.0, most / max(there, 1))
-        if share < 1:
-            logger.warning("%d tokens have a label: learning from about %d", there, most)
+    low, high = drawn
     # Windows are chunks. Slices of a lazy array would each look through all of its chunks.
     chunks = embedding.data.to_delayed(optimize_graph=False) if lazy else None
     parts, found = [], []
     for at, (rows, columns) in enumerate(windows):
         values, valid = raster.window(rows, columns)
-        if share < 1:
-            valid = valid & (_drawn(rows, columns, embedding.sizes["x"], seed) < share)
+        if high - low < 1:
+            number = _numbers(rows, columns, embedding.sizes["x"], seed)
+            valid = valid & (number >= low) & (number < high)
         if valid.any():
             if chunks is None:
                 parts.append(_taken(embedding.data[:, rows, columns], valid))
@@ -279,7 +266,30 @@ def _windows(array: xr.DataArray, dim: Hashable) -> list[slice]:
     return [slice(stop - size, stop) for stop, size in zip(stops, sizes, strict=True)]
 
 
-def _drawn(rows: slice, columns: slice, width: int, seed: int) -> NDArray[np.float64]:
+def labelled_count(
+    embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], *, ignore_index: Any
+) -> int:
+    """Count the tokens that have a label, with or without data; see `labelled_rows`."""
+    _, raster, windows = _laid(embedding, labels, ignore_index)
+    return sum(int(raster.window(*window)[1].sum()) for window in windows)
+
+
+def _laid(
+    embedding: xr.DataArray, labels: xr.DataArray | NDArray[Any], ignore_index: Any
+) -> tuple[xr.DataArray, LabelRaster, list[tuple[slice, slice]]]:
+    """Return an embedding (band, y, x), labels over it, and the windows of its chunks."""
+    if set(embedding.dims) != {"band", "y", "x"}:
+        raise HeadError(
+            f"the embedding has dimensions {embedding.dims}",
+            "pass (band, y, x), or a list of such arrays with a list of label maps",
+        )
+    embedding = embedding.transpose("band", "y", "x")
+    raster = LabelRaster.over(embedding, labels, ignore_index=ignore_index)
+    windows = [(r, c) for r in _windows(embedding, "y") for c in _windows(embedding, "x")]
+    return embedding, raster, windows
+
+
+def _numbers(rows: slice, columns: slice, width: int, seed: int) -> NDArray[np.float64]:
     """Return a uniform number for each token of a window; each row of tokens has its own."""
     return np.stack(
         [
