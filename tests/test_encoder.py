@@ -131,6 +131,8 @@ def test_distillation_brings_a_smaller_network_to_its_teacher() -> None:
     basis = torch.linalg.qr(torch.randn(8, 8))[0]
     rows = target.movedim(1, -1).flatten(0, -2) @ basis
     own = Distillation(teacher, basis, rows.std(0))
+    with pytest.raises(ModelError, match=r"described_weight is 0\.5, and there is no sample"):
+        Distillation(student, basis, rows.std(0), described_weight=0.5)
     assert own(view, [0, 1], gsd, target)["loss"] == 0
     # What gives the teacher's mean alone is off by all of its variance.
     mean = target.mean((0, 2, 3), keepdim=True).expand_as(target)

@@ -318,12 +318,17 @@ class Galileo:
         Raises
         ------
         ModelError
-            If bands are not Galileo's or complete no group, or chips are no squares of 4, 8, …
-            64 pixels.
+            If bands are not Galileo's or complete no group, chips are no squares of 4, 8, … 64
+            pixels, or there is not one time for each.
         """
         _check(chips.shape, bands)
         month: int | Tensor = MONTH
         if time is not None:
+            if time.shape != chips.shape[:1]:
+                raise ModelError(
+                    f"{len(chips)} chips and times of shape {tuple(time.shape)}",
+                    "pass one time for each chip",
+                )
             stamps = time.cpu().numpy().astype("datetime64[s]").astype("datetime64[M]")
             month = torch.from_numpy(stamps.astype(np.int64) % 12).to(chips.device)
         with (

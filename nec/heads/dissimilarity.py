@@ -73,6 +73,8 @@ class DissimilarityIndex(EmbeddingHead):
         HeadError
             Fewer than two vectors, all of them equal, or another number of groups.
         """
+        if isinstance(X, xr.DataArray):  # of two dimensions, whose order scikit-learn cannot know
+            X = X.transpose(..., "band") if "band" in X.dims else X
         rows = validate_data(self, X, dtype=FLOATS, ensure_all_finite="allow-nan")
         if groups is not None and count_of(groups) != len(rows):
             raise HeadError(f"{len(rows)} vectors and {count_of(groups)} groups", "pass as many")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nec.encoders.vit import VisionTransformer
+from nec.errors import ModelError
 from nec.pretrain.description import mean_and_roughness, whitening
 
 
@@ -46,6 +47,11 @@ class Distillation(nn.Module):
         described_weight: float = 0.0,
     ) -> None:
         super().__init__()
+        if described_weight and sample is None:
+            raise ModelError(
+                f"described_weight is {described_weight}, and there is no sample to whiten by",
+                "pass sample=: the teacher's embeddings of some images",
+            )
         self.network, self.pooled_weight = network, pooled_weight
         self.described_weight = described_weight
         described = None

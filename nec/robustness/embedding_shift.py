@@ -178,6 +178,11 @@ def scene_embedding(network: VisionTransformer, *, bands: tuple[str, ...], gsd: 
     index = network.band_index(bands)
 
     def embed(chips: Tensor) -> Tensor:
+        if chips.ndim != 4 or chips.shape[1] != len(bands):
+            raise RobustnessError(
+                f"chips have shape {tuple(chips.shape)}, and {len(bands)} bands are named",
+                "pass (n, band, y, x) of those bands",
+            )
         scale = torch.full((len(chips),), float(gsd), device=chips.device)
         tokens: Tensor = network(chips, index, scale)
         return tokens.mean((2, 3))
