@@ -132,7 +132,7 @@ def train(
     """Train a head on the embeddings of a store; a model card (.md) is written beside it.
 
     Labels lie over the store by their coordinates, at any resolution; rasters in another CRS
-    are reprojected, which is said. Tokens without a label train nothing, so a few points or
+    are brought over, which is said. Tokens without a label train nothing, so a few points or
     shots are enough.
 
     [bold]Classes:[/bold] nec train out.zarr head.safetensors --labels classes.tif
