@@ -2,7 +2,6 @@
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -12,11 +11,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from nec.errors import HeadError
+from nec.heads.reprojection import HALF, Centres, box_of, reprojected, same_crs, short_name
 from nec.sampling import Lattice, crs_of
 
 logger = logging.getLogger(__name__)
 
-HALF = 0.5  # of a token: label pixels of another CRS from which on tokens look them up
 SAME_SIZE = 1.001  # label pixels up to this many tokens wide count as no coarser than tokens
 # Bytes of computed label blocks that wait for the windows beside: chunks of labels may be larger
 # than those of embeddings, and are not to be read once for each.
@@ -73,51 +72,6 @@ class LabelBlocks:
 
 def _moved(window: slice, start: int) -> slice:
     return slice(window.start - start, window.stop - start)
-
-
-@dataclass(frozen=True)
-class Centres:
-    """The centres of tokens, in the CRS of labels.
-
-    Parameters
-    ----------
-    y, x : numpy.ndarray
-        Of token rows and columns, in the CRS of the tokens.
-    turn : callable
-        Takes x and y there, gives them in the CRS of the labels; infinite where it has none.
-    """
-
-    y: NDArray[np.float64]
-    x: NDArray[np.float64]
-    turn: Callable[[Any, Any], tuple[NDArray[np.float64], NDArray[np.float64]]]
-
-    @classmethod
-    def of(cls, embedding: xr.DataArray, theirs: Any) -> "Centres":
-        """Return those of an embedding, in another CRS."""
-        from pyproj import Transformer
-
-        ours = crs_of(embedding)
-        turn = Transformer.from_crs(ours.to_wkt(), theirs.to_wkt(), always_xy=True).transform
-        y, x = (np.asarray(embedding[dim].values, dtype=np.float64) for dim in ("y", "x"))
-        return cls(y, x, turn)
-
-    def index(
-        self, pixels: Lattice, rows: slice, columns: slice
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the label row and column that each token of a window has its centre in."""
-        x, y = self.turn(*np.meshgrid(self.x[columns], self.y[rows]))
-        return pixels.rows(y), pixels.columns(x)
-
-    def pixel_size(self, pixels: Lattice, step: tuple[float, float]) -> tuple[float, float]:
-        """Return how many token rows and columns a label pixel spans in the middle of the tokens.
-
-        `step` is from one token to the next.
-        """
-        y, x = self.y[self.y.size // 2], self.x[self.x.size // 2]
-        beside = self.turn(np.array([x, x, x + step[1]]), np.array([y, y + step[0], y]))
-        in_pixels = [np.diff(part[[0, 1, 0, 2]])[::2] for part in beside]
-        reach = np.hypot(in_pixels[0] / pixels.step[1], in_pixels[1] / pixels.step[0])
-        return float(1 / reach[0]), float(1 / reach[1])
 
 
 @dataclass(frozen=True)
@@ -194,20 +148,20 @@ class LabelRaster:
         cls, embedding: xr.DataArray, labels: xr.DataArray, ignored: tuple[Any, ...]
     ) -> "LabelRaster":
         tokens, pixels = Lattice.of(embedding), Lattice.of(labels)
-        if not _same_crs(tokens.crs, pixels.crs):
+        if not same_crs(tokens.crs, pixels.crs):
             centres = Centres.of(embedding, pixels.crs)
             size = centres.pixel_size(pixels, tokens.step)
             if max(size) > HALF:  # not where it is NaN, too far away
-                _box(tokens, pixels)
+                box_of(tokens, pixels)
                 logger.warning(
                     "the labels are in %s: looked up at the centres of tokens in %s",
-                    _short(pixels.crs),
-                    _short(tokens.crs),
+                    short_name(pixels.crs),
+                    short_name(tokens.crs),
                 )
                 none = np.empty(0, np.int64)
                 kept = _with_nodata(labels, ignored)
                 return cls(labels, none, none, True, kept, size, pixels, centres)
-            labels = _reprojected(labels, tokens, pixels, ignored)
+            labels = reprojected(labels, tokens, pixels, ignored)
             pixels = Lattice.of(labels)
         height, width = (abs(p / t) for p, t in zip(pixels.step, tokens.step, strict=True))
         coarse = max(height, width) > SAME_SIZE
@@ -413,74 +367,6 @@ def _plane(labels: xr.DataArray) -> xr.DataArray:
     return labels.transpose("y", "x")
 
 
-def _ends(lattice: Lattice) -> tuple[float, float, float, float]:
-    """Return left, bottom, right, top."""
-    (bottom, top), (left, right) = (
-        sorted((corner, corner + step * count))
-        for corner, step, count in zip(lattice.corner, lattice.step, lattice.shape, strict=True)
-    )
-    return left, bottom, right, top
-
-
-def _box(tokens: Lattice, pixels: Lattice) -> tuple[float, float, float, float]:
-    """Return where tokens lie in the CRS of labels; HeadError where there are none of those."""
-    from rasterio.warp import transform_bounds
-
-    box = transform_bounds(tokens.crs, pixels.crs, *_ends(tokens))
-    left, bottom, right, top = _ends(pixels)
-    apart = box[0] >= right or box[2] <= left or box[1] >= top or box[3] <= bottom
-    # Not finite so far away that their CRS does not reach here.
-    if apart or not np.isfinite(box).all():
-        raise HeadError(
-            f"labels in {_short(pixels.crs)} and an embedding in {_short(tokens.crs)} do not "
-            "overlap",
-            "check their coordinates and CRS",
-        )
-    return box  # type: ignore[no-any-return]
-
-
-def _reprojected(
-    labels: xr.DataArray, tokens: Lattice, pixels: Lattice, ignored: tuple[Any, ...]
-) -> xr.DataArray:
-    """Bring the part of labels that lies under tokens to their CRS, by the nearest neighbour."""
-    import rioxarray  # noqa: F401 - registers .rio
-    from rasterio.enums import Resampling
-    from rioxarray.exceptions import RioXarrayError
-
-    theirs, ours = pixels.crs, tokens.crs
-    if labels.dtype.kind not in "iuf":
-        raise HeadError(
-            f"the labels are in {_short(theirs)}, the embedding in {_short(ours)}, and labels of "
-            f"dtype {labels.dtype} cannot be brought over",
-            "give numbers, or labels in the CRS of the embedding",
-        )
-    try:
-        near = labels.rio.clip_box(*_box(tokens, pixels))
-    except RioXarrayError as error:  # nothing inside, or a single row
-        raise HeadError(
-            f"labels in {_short(theirs)} and an embedding in {_short(ours)} do not overlap",
-            "check their coordinates and CRS",
-        ) from error
-    nodata = labels.rio.nodata
-    if nodata is None and labels.dtype.kind == "f":
-        nodata = np.nan
-    if nodata is None:
-        info = np.iinfo(labels.dtype)
-        fits = [v for v in ignored if not isinstance(v, str) and info.min <= v <= info.max]
-        # Unlabelled pixels come in at the edges of what is turned: a value that no label has.
-        if not fits and labels.dtype.itemsize < 4:
-            near, info = near.astype(np.int32), np.iinfo(np.int32)
-        nodata = fits[0] if fits else int(info.max)
-    found = near.rio.reproject(ours, resampling=Resampling.nearest, nodata=nodata)
-    logger.warning(
-        "the labels are in %s: reprojected to %s by the nearest neighbour",
-        _short(theirs),
-        _short(ours),
-    )
-    brought: xr.DataArray = found.rio.write_nodata(nodata)
-    return brought
-
-
 def _check_no_contradiction(embedding: xr.DataArray, labels: xr.DataArray) -> None:
     for dim in ("y", "x"):
         if dim not in embedding.coords or dim not in labels.coords:
@@ -511,15 +397,3 @@ def _span(index: NDArray[np.int64], window: slice) -> slice:
 
 def _is_range(index: NDArray[np.int64]) -> bool:
     return bool((index == np.arange(index.size)).all())
-
-
-def _same_crs(one: Any, other: Any) -> bool:
-    if one == other:
-        return True
-    code = one.to_epsg()
-    return code is not None and code == other.to_epsg()
-
-
-def _short(crs: Any) -> str:
-    code = crs.to_epsg()
-    return f"EPSG:{code}" if code else str(crs)[:60]
