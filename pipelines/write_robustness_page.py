@@ -198,6 +198,7 @@ def lowrank_encoder(found: dict[str, Any]) -> str:
         "EuroSAT RGB": found.get("eurosat_rgb"),
         "EuroSAT multispectral": found.get("eurosat_multispectral"),
         "UC Merced": found.get("ucmerced"),
+        "UC Merced at half its size": found.get("ucmerced_halved"),
         "EuroSAT RGB, heads of nec-tiny": found.get("exchange"),
         "TerraMesh land cover, blocks": found.get("terramesh", {}).get("blocks"),
         "water, blocks": found.get("flood"),
