@@ -166,10 +166,10 @@ def sample(
     pandas.DataFrame
         The points that have a vector, with the index, the columns and the geometry they came
         with, after the columns ``band_0`` ... ``band_{d-1}`` (float32) and, of several times,
-        ``time`` (datetime64). ``attrs`` carry
-        ``nec_basis`` and ``nec_model``, so a head fitted on the table knows its basis, and, of
-        arrays in chunks, ``nec_chunks_read`` and ``nec_chunks`` (in the plane). Points
-        outside the grid or on missing tokens are left out, and their number is logged.
+        ``time`` (datetime64). ``attrs`` carry ``nec_basis``, ``nec_model`` and ``nec_bands``, so
+        a head fitted on the table knows its basis and which bands these are, and, of arrays in
+        chunks, ``nec_chunks_read`` and ``nec_chunks`` (in the plane). Points outside the grid
+        or on missing tokens are left out, and their number is logged.
 
     Raises
     ------

@@ -130,7 +130,8 @@ class BiomassRegressor(RegressorMixin, EmbeddingHead):  # type: ignore[misc]
         ----------
         X : xarray.DataArray, sequence of them, numpy.ndarray or table
             Embedding (band, y, x), possibly lazy: it is read by windows, chunks without labels
-            not at all. Or (n, d) vectors, as `nec.sample` gives them.
+            not at all. Or (n, d) vectors, as `nec.sample` gives them: rows of one index of a
+            table are one measurement, at several times.
         y : xarray.DataArray, numpy.ndarray or sequence of them
             Labels (y, x), NaN where nothing was measured; with a CRS on both sides matched by
             coordinate (the mean of the label pixels whose centres lie in a token; or, where label
