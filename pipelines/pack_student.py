@@ -55,7 +55,8 @@ def card_text(card: dict[str, Any]) -> str:
         else ""
     )
     if any("--whole" in command for command in training["commands"]):
-        beside += "; at the end about half of it on\n  chips whole in all their bands, as they are used"
+        beside += "; at the end about half of it on\n"
+        beside += "  chips whole in all their bands, as they are used"
     commands = "\n".join(training["commands"])
     rows = "\n".join(
         f"| {rate} | {f['bytes_per_vector']:.3f} | {f['cosine_mean']:.4f} | {f['cosine_p01']:.4f} |"
