@@ -499,7 +499,7 @@ def test_weights_of_any_ranks_load_into_the_dense_architecture() -> None:
     assert F.cosine_similarity(ours, theirs, dim=1).mean() > 0.9
     assert sum(p.numel() for p in models[STUDENTS[0]].encoder.network.parameters()) < 600_000
     with pytest.raises(RuntimeError, match=r"size mismatch|Missing key"):
-        load_lowrank(VisionTransformer(VisionTransformerConfig(width=64)), trained.state_dict())
+        load_lowrank(VisionTransformer(VisionTransformerConfig.sized(64)), trained.state_dict())
 
 
 def test_what_stays_dense_and_what_stays_shared() -> None:
