@@ -70,7 +70,7 @@ def main() -> None:
         "eurosat_multispectral": lambda: bench_eurosat_multispectral(
             args.data, args.split, with_galileo(images, args.data)
         ),
-        "ucmerced": lambda: bench_ucmerced(args.data, images, halved=True),
+        "ucmerced": lambda: bench_ucmerced(args.data, images, size="both"),
         "terramesh": lambda: bench_terramesh(args.data, maps),
         "flood": lambda: bench_flood(args.data, maps),
         "compressibility": lambda: bench_compressibility(

@@ -85,7 +85,7 @@ def main() -> None:
         ),
         "ucmerced": lambda: bench_ucmerced(args.data, images, **paired, repeats=REPEATS),
         "ucmerced_halved": lambda: bench_ucmerced(
-            args.data, images, **paired, repeats=REPEATS, halved=True, beside=False
+            args.data, images, **paired, repeats=REPEATS, size="half"
         ),
         "terramesh": lambda: bench_terramesh(args.data, maps, **paired),
         "flood": lambda: bench_flood(args.data, maps, **paired),

@@ -201,6 +201,8 @@ def test_dissimilarity_tells_what_a_head_has_not_seen(tmp_path):
     xr.testing.assert_identical(again.predict(scene), index.predict(scene))
     with pytest.raises(HeadError, match="give two at least"):
         DissimilarityIndex().fit(ROWS[:1])
+    bands = xr.DataArray(ROWS.T, dims=("band", "sample"))
+    assert DissimilarityIndex().fit(bands).n_features_in_ == ROWS.shape[1]
     with pytest.raises(HeadError, match="the same"):
         DissimilarityIndex().fit(np.ones((9, 3)))
 

@@ -118,3 +118,6 @@ def test_windows_without_data_are_not_counted() -> None:
     windows, classes = labelled_windows(laid, margin=1, edge=8, most=3, seed=0)
     assert len(windows) == 1
     assert classes.tolist() == [0]
+    laid = [PixelScene.of(embedding, labels + 0.5, scale=4, ignore_index=None)]
+    with pytest.raises(HeadError, match=r"labels such as 0\.5 are no classes"):
+        labelled_windows(laid, margin=1, edge=8, most=3, seed=0)

@@ -139,13 +139,7 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
             keep &= known
         rows, labels = rows[keep], labels[keep]
         if labels.size:
-            try:
-                check_classification_targets(labels)
-            except ValueError as error:
-                raise HeadError(
-                    f"labels such as {labels[0]} are no classes ({error})",
-                    "for quantities take BiomassRegressor: nec train --task biomass",
-                ) from error
+            check_classes(labels)
         classes, codes = np.unique(labels, return_inverse=True)
         if len(rows) < 2 or classes.size < 2:
             raise TooFewLabelsError(
@@ -186,6 +180,24 @@ class EmbeddingClassifier(ClassifierMixin, EmbeddingHead):  # type: ignore[misc]
         found = self.classes_[self.rule_.probabilities(rows[keep]).argmax(axis=1)]
         weight = None if sample_weight is None else np.asarray(sample_weight)[keep]
         return float(accuracy_score(labels[keep], found, sample_weight=weight))
+
+
+def check_classes(labels: NDArray[Any]) -> None:
+    """Refuse labels (n,) that are quantities.
+
+    Raises
+    ------
+    HeadError
+        scikit-learn takes them for no classes.
+    """
+    try:
+        check_classification_targets(labels)
+    except ValueError as error:
+        odd = labels[labels % 1 != 0] if labels.dtype.kind == "f" else labels
+        raise HeadError(
+            f"labels such as {odd[0]} are no classes ({error})",
+            "for quantities take BiomassRegressor: nec train --task biomass",
+        ) from error
 
 
 def weight_of_codes(class_weight: Any, classes: NDArray[Any]) -> Any:

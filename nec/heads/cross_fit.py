@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import pandas as pd  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from nec.errors import HeadError, TooFewLabelsError
@@ -175,14 +176,10 @@ def _held_out(
 
 def _drawn(part: Part, seed: int) -> Floats:
     """Return a number in [0, 1) for each row that hangs on the row alone, not on its part."""
-    # A hash of the bytes: the order in which chunks bring rows says nothing.
-    rows = np.ascontiguousarray(part.rows)
-    bits = rows.view(np.uint32).reshape(len(rows), -1).astype(np.uint64)
-    odd = np.random.default_rng(seed).integers(0, 2**63, bits.shape[1], dtype=np.uint64) | 1
-    mixed = (bits * odd).sum(1, dtype=np.uint64)
-    mixed ^= mixed >> np.uint64(31)
-    mixed *= np.uint64(0x9E3779B97F4A7C15)
-    drawn: Floats = (mixed >> np.uint64(11)).astype(np.float64) / 2.0**53
+    # A hash: the order in which chunks bring rows says nothing.
+    hashes = pd.util.hash_pandas_object(pd.DataFrame(part.rows), index=False).to_numpy()
+    turn = np.random.default_rng(seed).integers(2**64, dtype=np.uint64)
+    drawn: Floats = (hashes + turn) / 2.0**64
     return drawn
 
 

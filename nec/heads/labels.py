@@ -220,11 +220,6 @@ class LabelRaster:
         classes, codes = np.unique(values[valid], return_inverse=True)
         if not classes.size:
             return np.zeros(shape, values.dtype), np.zeros(shape, bool)
-        if classes.dtype.kind == "f" and (classes % 1 != 0).any():
-            raise HeadError(
-                f"labels such as {classes[classes % 1 != 0][0]} are no classes",
-                "for quantities take BiomassRegressor: nec train --task biomass",
-            )
         token = (row[:, None] * shape[1] + column[None, :])[valid]
         # Of each token and class the votes, the most first, the smallest class before others.
         pairs, votes = np.unique(token * classes.size + codes, return_counts=True)

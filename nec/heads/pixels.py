@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from nec.errors import HeadError, TooFewLabelsError
+from nec.heads.classifier import check_classes
 from nec.heads.decoders import PHASE, make_decoder, margin_of, tile_of
 from nec.heads.labels import LabelRaster
 from nec.heads.maps import MISSING, described, georeferenced
@@ -221,6 +222,7 @@ def labelled_windows(
             "no pixel has both a label and data", "check the labels and ignore_index"
         )
     classes = np.unique(np.concatenate([values[valid] for _, values, valid in found]))
+    check_classes(classes)
     windows = []
     for tokens, values, valid in found:
         codes = np.full((edge * scenes[0].scale,) * 2, -1, np.int64)

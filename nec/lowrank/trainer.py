@@ -244,7 +244,6 @@ class LowRankTrainer:
         # This pass is no step: what is stepped elsewhere keeps the gradients that it has.
         stepped = {id(p) for group in self.optimizer.param_groups for p in group["params"]}
         kept = [(p, p.grad) for p in self.model.parameters() if id(p) not in stepped]
-        self._clear_gradients()
         for parameter, _ in kept:
             parameter.grad = None
         self._require_basis_gradients(True)

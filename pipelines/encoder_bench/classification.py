@@ -171,14 +171,10 @@ def bench_ucmerced(
     make_rows: Rows,
     *,
     reference: str = OURS,
-    halved: bool = False,
-    beside: bool = True,
+    size: str = "whole",
     repeats: int = UCM_REPEATS,
 ) -> dict[str, Any]:
-    """Cross-validate the few images that are there; with `halved`, at half their size.
-
-    Rows of half the size stand beside those of the whole, or alone.
-    """
+    """Cross-validate the few images there are; `size` is whole, half, or both, side by side."""
     images = ucmerced(data)
     folds = RepeatedStratifiedKFold(n_splits=UCM_FOLDS, n_repeats=repeats, random_state=SEED).split(
         images.images, images.labels
@@ -186,11 +182,11 @@ def bench_ucmerced(
     splits = list(folds)
     # Filters need no labels; a dictionary of all images favours their row, if anything.
     every = np.ones(len(images.labels), bool)
-    rows = make_rows(images.halved() if halved and not beside else images, every)
-    if halved and beside:
+    rows = make_rows(images.halved() if size == "half" else images, every)
+    if size == "both":
         smaller = make_rows(images.halved(), every)
         rows |= {f"{name}, images at half size": row for name, row in smaller.items()}
-    title = "UC Merced" if beside or not halved else "UC Merced at half its size"
+    title = "UC Merced at half its size" if size == "half" else "UC Merced"
     units = np.arange(len(images.labels))
     return {
         "task": f"{title}, 21 classes, {UCM_FOLDS}-fold",
