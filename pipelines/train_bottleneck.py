@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from fit_compressors import GAMMA
 from safetensors.torch import load_file, save_file
+from scipy.optimize import brentq
+from scipy.stats import entropy
 from torch import Tensor
 from trunk import WEIGHTS, Part, Photos, Targets, features_of, load_parts
 
@@ -38,6 +40,10 @@ from nec.rotation import klt
 LADDER = (0.05, 0.15, 0.5, 1.5)
 SHIPPED = dict(zip(RATES, LADDER[1:], strict=True))
 WARM_UP = 10
+# Rounds that a prior alone is fitted for; that of a network is made from nothing.
+WARMED = {"transform": 25, "factorised": 30, "hyperprior": 120}
+# Logarithm of the largest factor on steps.
+COARSEST = 5.0
 # Chips of each kind that training begins with: for basis and maps, and for steps.
 SAMPLE, FEW = 512, 100
 # Settings that a run is bound to.
@@ -67,6 +73,23 @@ def pieces(features: Tensor, size: int = 100) -> list[np.ndarray]:
     """Return features (n, dim, y, x) as a store's chunks (sample, y, x, dim)."""
     values = features.permute(0, 2, 3, 1).contiguous().numpy()
     return [values[i : i + size] for i in range(0, len(values), size)]
+
+
+def entropy_steps(sample: Tensor, basis: np.ndarray, steps: np.ndarray, size: float) -> np.ndarray:
+    """Scale steps of tokens so that each band for itself takes a size in bytes, all together.
+
+    Those of a codec that sees what surrounds a token, and may decide against a symbol, are finer
+    than a prior without either can pay for.
+    """
+    vectors = np.concatenate([p.reshape(-1, p.shape[-1]) for p in pieces(sample[::4])])
+    values = vectors @ basis / steps
+
+    def too_much(log_factor: float) -> float:
+        symbols = np.rint(values * math.exp(-log_factor))
+        counts = (np.unique(band, return_counts=True)[1] for band in symbols.T)
+        return sum(entropy(c, base=2) for c in counts) - 8 * size
+
+    return steps * np.float32(math.exp(brentq(too_much, -COARSEST, COARSEST, xtol=1e-3)))
 
 
 def pace(step: int, steps: int) -> float:
@@ -107,7 +130,7 @@ def make_trainer(
     ]
     goals = targets.of(sample, torch.cat(chips))
     basis = klt(pieces(sample))
-    block = 64 if args.kind == "transform" else 1
+    transformed = args.kind == "transform"
     few = pieces(torch.cat((photos[:FEW], others[:FEW])))
     steps = [
         Compressor.fit(
@@ -115,17 +138,21 @@ def make_trainer(
             bytes_per_vector=size,
             basis=basis,
             gamma=GAMMA,
-            block=block,
+            block=64 if transformed else 1,
             falloff=args.falloff,
         ).coding.step_values
         for size in args.sizes
     ]
+    if not transformed:
+        steps = [
+            entropy_steps(sample, basis, own, size)
+            for own, size in zip(steps, args.sizes, strict=True)
+        ]
     bottleneck = Bottleneck(
         network.config.dim, len(args.sizes), kind=args.kind, rank=args.rank, falloff=args.falloff
     )
     bottleneck.start(sample, basis=basis, steps=np.stack(steps))
-    # A cosine prior begins near to its end.
-    warmed = warm_up(bottleneck, sample, rounds=25 if args.kind == "transform" else 60)
+    warmed = warm_up(bottleneck, sample, rounds=WARMED[args.kind])
     print("prior alone, bits a token:", warmed, flush=True)
     sizes = {name: goal.shape[-1] for name, goal in goals.items()}
     distillation = TargetPrediction(network.config.dim, sizes, WEIGHTS)

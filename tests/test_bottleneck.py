@@ -138,6 +138,24 @@ def test_every_part_trains_and_survives_a_file(
     assert torch.equal(ours.bits, theirs.bits)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_no_prior_expects_costs_and_has_a_slope(
+    kind: str, features: Tensor, compressors: list[Compressor]
+) -> None:
+    bottleneck = started(kind, features, compressors)
+    bits = []
+    for factor in (1e3, 2e3):
+        source = (factor * features[:8]).requires_grad_()
+        coded = bottleneck(source, 1)
+        coded.bits.sum().backward()
+        bits.append(float(coded.bits.detach().sum()))
+        assert source.grad is not None
+        assert source.grad.isfinite().all()
+        assert (source.grad != 0).float().mean() > 0.99
+    # What surrounds a coefficient of the transform is as large, and expects it.
+    assert bits[1] > (1.1 if kind == "transform" else 1.5) * bits[0]
+
+
 def trainer(features: Tensor, compressors: list[Compressor]) -> tuple[Trainer, Tensor, dict]:
     torch.manual_seed(1)
     config = VisionTransformerConfig(width=64, depth=2, heads=1, dim=DIM)

@@ -137,8 +137,7 @@ class Bottleneck(nn.Module):
         exact = exact * np.sign(np.diag(triangle))
         self.projection.weight = torch.from_numpy(exact.T).float().to(features.device)
         self.log_steps.copy_(torch.from_numpy(np.log(steps[:, :bands])))
-        if isinstance(self.prior, CosinePrior):
-            self.prior.start(self.analyse(features), self.log_steps.exp())
+        self.prior.start(self.analyse(features), self.log_steps.exp())
 
     def analyse(self, features: Tensor) -> Tensor:
         """Return what is rounded of features (n, dim, y, x), in their units: (n, band, y, x)."""

@@ -1,17 +1,19 @@
 """What symbols are expected to be: quantisers with their rate, after CompressAI's models.
 
-Each prior takes values in steps, rounds them and counts their bits. In training, rounding lets
-the gradient through as if it were not there.
+Each prior takes values in steps, rounds them and counts their bits, by logarithms throughout: what
+a prior holds for all but impossible still has a slope. Rounding lets the gradient through as if it
+were not there, for the bits too: at a hundredth of a bit a symbol, noise in place of rounding [3]_
+costs more than the symbols do.
 
 References
 ----------
 .. [1] Ballé et al., Variational image compression with a scale hyperprior, ICLR 2018.
 .. [2] Minnen, Ballé and Toderici, Joint Autoregressive and Hierarchical Priors for Learned Image
    Compression, NeurIPS 2018 (mean and scale).
-.. [3] Minnen and Singh, Channel-wise autoregressive entropy models, ICIP 2020: noise for the
-   rate, rounding for the distortion.
+.. [3] Ballé, Laparra and Simoncelli, End-to-end Optimized Image Compression, ICLR 2017.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +26,10 @@ from nec.codec.contexts import rings_of
 
 # Smallest scale, in steps: most coefficients are almost surely 0, and almost free.
 SMALLEST_SCALE = 0.02
-LEAST_LIKELY = 1e-9
+# Logarithms nearer to one another are not told apart by float32.
+SMALLEST_GAP = 1e-7
+# Of bands in steps: where a prior begins that never saw a symbol but 0.
+LEAST_WIDTH = 0.02
 # Of magnitudes: fewer are not told from none.
 LEAST_MEAN = 1e-4
 # Rounds of decisions on what the ones before left.
@@ -45,11 +50,50 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
     return soft + (hard - soft).detach()
 
 
-def _bits(likelihood: Tensor) -> Tensor:
-    return -likelihood.clamp_min(LEAST_LIKELY).log2().flatten(1).sum(1)
+def _bits(logarithm: Tensor) -> Tensor:
+    """Return the bits of each image from the natural logarithms of likelihoods (n, ...)."""
+    return -logarithm.flatten(1).sum(1) / math.log(2)
 
 
-class FactorisedPrior(nn.Module):
+def _density_bits(density: Any, symbols: Tensor, widths: Tensor) -> Tensor:
+    """Return the bits of symbols (n, band, y, x) by CompressAI's density of each band.
+
+    Of logits u and l of the cumulative on either side, the likelihood is
+    sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)).
+    """
+    rows = symbols.transpose(0, 1).flatten(1)[:, None]
+    scale = widths.exp()[:, None, None]
+    lower, upper = (density._logits_cumulative((rows + h) / scale, False) for h in (-0.5, 0.5))
+    within = (-torch.expm1((lower - upper).clamp_max(-SMALLEST_GAP))).log()
+    found = F.logsigmoid(upper) + F.logsigmoid(-lower) + within
+    return _bits(found[:, 0].unflatten(1, (len(symbols), -1)).transpose(0, 1))
+
+
+def _laplacian_bits(symbols: Tensor, scale: Tensor) -> Tensor:
+    """Return the bits of each image; embeddings have heavier tails than a Gaussian."""
+    near, one = (symbols.abs() - 0.5) / scale, 1 / scale
+    within = near.clamp_max(0)
+    inside = torch.log1p(-(within.exp() + (-within - one).exp()) / 2)
+    outside = (-torch.expm1(-one)).log() - near - math.log(2)
+    return _bits(torch.where(near < 0, inside, outside))
+
+
+class TokenPrior(nn.Module):
+    """What priors of tokens share: a scale of each band at each rate, in steps."""
+
+    def __init__(self, bands: int, rates: int) -> None:
+        super().__init__()
+        # Logarithms.
+        self.widths = nn.Parameter(torch.zeros(rates, bands))
+
+    @torch.no_grad()
+    def start(self, values: Tensor, steps: Tensor) -> None:
+        """Take scales from values (n, band, y, x) of features, at steps (rate, band)."""
+        magnitude = values.abs().mean((0, 2, 3)) / steps
+        self.widths.copy_(magnitude.clamp_min(LEAST_WIDTH).log())
+
+
+class FactorisedPrior(TokenPrior):
     """A density of its own for each band, alike at every place [1]_.
 
     Parameters
@@ -58,7 +102,7 @@ class FactorisedPrior(nn.Module):
     """
 
     def __init__(self, bands: int, rates: int) -> None:
-        super().__init__()
+        super().__init__(bands, rates)
         models = load_entropy_models()
         self.densities = nn.ModuleList(
             models.EntropyBottleneck(bands, init_scale=1) for _ in range(rates)
@@ -68,15 +112,10 @@ class FactorisedPrior(nn.Module):
         """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
         del steps
         hard = straight_through(values, values.round())
-        # Noise stands for rounding in the rate [3]_: a density has a slope where symbols have none.
-        symbols = values + torch.rand_like(values) - 0.5 if self.training else hard
-        own: Any = self.densities[rate]
-        rows = symbols.transpose(0, 1).flatten(1)[:, None]
-        likelihood = own._likelihood(rows)[0][:, 0].unflatten(1, (len(values), -1))
-        return Quantised(hard, _bits(likelihood.transpose(0, 1)))
+        return Quantised(hard, _density_bits(self.densities[rate], hard, self.widths[rate]))
 
 
-class HyperPrior(nn.Module):
+class HyperPrior(TokenPrior):
     """Mean and scale of every symbol, from side information that sees the grid [2]_.
 
     Parameters
@@ -87,7 +126,7 @@ class HyperPrior(nn.Module):
     """
 
     def __init__(self, bands: int, rates: int, *, width: int = 32) -> None:
-        super().__init__()
+        super().__init__(bands, rates)
         self.analysis = nn.Sequential(
             nn.Conv2d(bands, width, 3, padding=1),
             nn.GELU(),
@@ -103,30 +142,26 @@ class HyperPrior(nn.Module):
             nn.Conv2d(width, 2 * bands, 3, padding=1),
         )
         models = load_entropy_models()
-        self.densities = nn.ModuleList(models.EntropyBottleneck(width) for _ in range(rates))
-        self.conditional: Any = models.GaussianConditional(None, scale_bound=SMALLEST_SCALE)
+        self.densities = nn.ModuleList(
+            models.EntropyBottleneck(width, init_scale=1) for _ in range(rates)
+        )
+        # One network serves all rates: what it is told has a gain at each.
+        self.gains = nn.Parameter(torch.zeros(rates, width))
 
     def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
         """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
         del steps
         height, width = values.shape[-2:]
-        padded = F.pad(values, (0, -width % 4, 0, -height % 4), mode="replicate")
-        # Symbols of fine steps are large.
-        side, likelihood = self.densities[rate](self.analysis(torch.asinh(padded)))
-        mean, scale = self.synthesis(side)[..., :height, :width].chunk(2, 1)
+        own = self.widths[rate].exp()[:, None, None]
+        padded = F.pad(values / own, (0, -width % 4, 0, -height % 4), mode="replicate")
+        gain = self.gains[rate].exp()[:, None, None]
+        soft = self.analysis(padded) * gain
+        side = straight_through(soft, soft.round())
+        mean, scale = self.synthesis(side / gain)[..., :height, :width].chunk(2, 1)
+        mean, scale = mean * own, SMALLEST_SCALE + F.softplus(scale) * own
         hard = straight_through(values, (values - mean).round() + mean)
-        symbols = values + torch.rand_like(values) - 0.5 if self.training else hard
-        own = self.conditional._likelihood(symbols, F.softplus(scale), mean)
-        return Quantised(hard, _bits(own) + _bits(likelihood))
-
-
-def _laplacian_bits(symbols: Tensor, scale: Tensor) -> Tensor:
-    """Return the bits of each image; cosine coefficients have heavier tails than a Gaussian."""
-    near = (symbols.abs() - 0.5) / scale
-    far = (symbols.abs() + 0.5) / scale
-    inside = 1 - ((near.clamp_max(0)).exp() + (-far).exp()) / 2
-    outside = ((-near.clamp_min(0)).exp() - (-far).exp()) / 2
-    return _bits(torch.where(near < 0, inside, outside))
+        told = _density_bits(self.densities[rate], side, torch.zeros_like(self.gains[rate]))
+        return Quantised(hard, told + _laplacian_bits(hard - mean, scale))
 
 
 class CosinePrior(nn.Module):
