@@ -18,20 +18,12 @@ import argparse
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 from bench_encoder import show
 from encoder_bench.attacked import bench_attacks
-from encoder_bench.classification import (
-    bench_eurosat_multispectral,
-    bench_eurosat_rgb,
-    bench_exchange,
-    bench_ucmerced,
-    side_by_side,
-)
-from encoder_bench.compressibility import bench_compressibility
-from encoder_bench.dense import bench_flood, bench_terramesh, linear_side_by_side
 from encoder_bench.encoders import encoder_of
+from encoder_bench.paired import PARTS as PAIRED
+from encoder_bench.paired import paired_jobs
 from encoder_bench.speed import speed_of
 from lowrank_encoder import report_of
 from measured_parts import run_parts
@@ -42,12 +34,7 @@ from nec.lowrank import deploy, load_lowrank
 from nec.model import CARD, ENCODER, load_model, sha256_of
 
 DENSE, LOWRANK, SMALL = "nec-tiny", "low rank", "small, dense"
-PARTS = (
-    *("speed", "eurosat_rgb", "eurosat_multispectral", "ucmerced", "ucmerced_halved"),
-    *("terramesh", "flood", "exchange", "bytes", "attacks"),
-)
-# Of the small sets: what the choice of training images adds to a difference goes away.
-RESAMPLES, REPEATS = 40, 10
+PARTS = ("speed", *PAIRED, "attacks")
 PACKAGES = ("nec", "numpy", "torch", "scikit-learn")
 
 
@@ -75,23 +62,10 @@ def main() -> None:
         name: VisionTransformerEncoder(name, network, precision="bfloat16")
         for name, network in networks.items()
     }
-    images, maps = side_by_side(encoders), linear_side_by_side(encoders)
-    paired: dict[str, Any] = {"reference": DENSE}
     jobs = {
         "speed": lambda: speed_of(timed),
-        "eurosat_rgb": lambda: bench_eurosat_rgb(args.data, args.split, images, **paired),
-        "eurosat_multispectral": lambda: bench_eurosat_multispectral(
-            args.data, args.split, images, **paired, resamples=RESAMPLES
-        ),
-        "ucmerced": lambda: bench_ucmerced(args.data, images, **paired, repeats=REPEATS),
-        "ucmerced_halved": lambda: bench_ucmerced(
-            args.data, images, **paired, repeats=REPEATS, size="half"
-        ),
-        "terramesh": lambda: bench_terramesh(args.data, maps, **paired),
-        "flood": lambda: bench_flood(args.data, maps, **paired),
-        "exchange": lambda: bench_exchange(args.data, args.split, encoders, **paired),
-        "bytes": lambda: bench_compressibility(args.data, args.split, encoders, **paired),
-        "attacks": lambda: bench_attacks(args.data, args.split, networks, **paired),
+        **paired_jobs(args.data, args.split, encoders, DENSE),
+        "attacks": lambda: bench_attacks(args.data, args.split, networks, reference=DENSE),
     }
     run_parts(
         args.out.with_suffix(".json"),
