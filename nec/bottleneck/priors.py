@@ -50,6 +50,15 @@ def straight_through(soft: Tensor, hard: Tensor) -> Tensor:
     return soft + (hard - soft).detach()
 
 
+def _rounded(values: Tensor) -> Tensor:
+    """Round values, with a slope where something is left of them.
+
+    With a slope at 0 an encoder makes embeddings larger and larger, to be told of at all.
+    """
+    hard = values.round()
+    return straight_through(torch.where(hard == 0, 0, values), hard)
+
+
 def _bits(logarithm: Tensor) -> Tensor:
     """Return the bits of each image from the natural logarithms of likelihoods (n, ...)."""
     return -logarithm.flatten(1).sum(1) / math.log(2)
@@ -111,7 +120,7 @@ class FactorisedPrior(TokenPrior):
     def forward(self, values: Tensor, steps: Tensor, rate: int) -> Quantised:
         """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
         del steps
-        hard = straight_through(values, values.round())
+        hard = _rounded(values)
         return Quantised(hard, _density_bits(self.densities[rate], hard, self.widths[rate]))
 
 
@@ -159,7 +168,7 @@ class HyperPrior(TokenPrior):
         side = straight_through(soft, soft.round())
         mean, scale = self.synthesis(side / gain)[..., :height, :width].chunk(2, 1)
         mean, scale = mean * own, SMALLEST_SCALE + F.softplus(scale) * own
-        hard = straight_through(values, (values - mean).round() + mean)
+        hard = _rounded(values - mean) + mean
         told = _density_bits(self.densities[rate], side, torch.zeros_like(self.gains[rate]))
         return Quantised(hard, told + _laplacian_bits(hard - mean, scale))
 

@@ -1,6 +1,7 @@
 """The training loop's step: two optimisers, and the worth of a bit at each rate."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from nec.bottleneck.priors import HyperPrior
 # How fast the worth of a bit follows a rate that is missed.
 PRICE_RATE = 0.1
 LARGEST_GRADIENT = 1.0
+# By which steps are made finer and coarser to see what a bit is worth; a logarithm.
+NUDGE = 0.1
 
 
 def warm_up(
@@ -151,7 +154,7 @@ class Trainer:
             parts = self.distillation(coded.features, targets)
         bits = coded.bits.mean() / features[0, 0].numel()
         if self.log_prices[rate].isnan():
-            self.log_prices[rate] = self._price(parts["distortion"], bits, rate)
+            self.log_prices[rate] = self._price(features, targets, rate)
         price = float(self.log_prices[rate].exp())
         (parts["distortion"] + price * bits).backward()
         for group in self.optimizer.param_groups:
@@ -168,19 +171,23 @@ class Trainer:
         told = {k: float(v.detach()) for k, v in parts.items()}
         return told | {"bits": float(bits.detach()), "price": price}
 
-    def _price(self, distortion: Tensor, bits: Tensor, rate: int) -> float:
+    @torch.no_grad()
+    def _price(self, features: Tensor, targets: Mapping[str, Tensor], rate: int) -> float:
         """Return the log price at which a common factor on the steps changes nothing."""
-        slopes = [
-            float(
-                torch.autograd.grad(part, self.bottleneck.log_steps, retain_graph=True)[0][
-                    rate
-                ].sum()
-            )
-            for part in (distortion, bits)
-        ]
-        worth = -slopes[0] / slopes[1] if slopes[1] < 0 < slopes[0] else 0.0
-        # Where the slopes say nothing: a hundredth of the distortion a bit.
-        return float(torch.tensor(max(worth, 0.01 * float(distortion.detach()))).log())
+        steps, found = self.bottleneck.log_steps[rate], []
+        kept = steps.clone()
+        self.bottleneck.eval()
+        for factor in (-NUDGE, NUDGE):
+            steps.copy_(kept + factor)
+            coded = self.bottleneck(features, rate)
+            told = self.distillation(coded.features, targets)["distortion"]
+            found.append((float(told), float(coded.bits.mean()) / features[0, 0].numel()))
+        steps.copy_(kept)
+        self.bottleneck.train()
+        (fine, dear), (coarse, cheap) = found
+        worth = (coarse - fine) / (dear - cheap) if dear > cheap else 0.0
+        # Where steps say nothing: a hundredth of the distortion a bit.
+        return math.log(max(worth, 0.01 * fine))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a training run needs to go on."""
