@@ -3,8 +3,9 @@
     python pipelines/write_encoder_page.py
 
 Reads ``docs/benchmarks/encoder.json`` (see ``bench_encoder.py``) and, where they are there,
-``noise_training.json`` (its compressibility, of a pair of networks with and without noise) and
-``pretraining.json`` (see ``bench_pretraining.py``).
+``noise_training.json`` (its compressibility, of a pair of networks with and without noise),
+``pretraining.json`` (see ``bench_pretraining.py``), and, of the model that learned on,
+``encoder_2.json`` and ``models.json`` (see ``bench_models.py``).
 """
 
 import argparse
@@ -15,6 +16,9 @@ from typing import Any
 from encoder_bench.figure import tables
 from write_codec_page import percent, table
 from write_readme import replace_block
+from write_robustness_page import side_by_side
+
+HEADS, MODELS = ("linear", "k-NN"), ("nec-tiny", "nec-tiny-2")
 
 
 def accuracies(found: dict[str, Any]) -> str:
@@ -99,6 +103,20 @@ def recipe(found: dict[str, Any]) -> str:
     return table(*rows)
 
 
+def longer(before: dict[str, Any], after: dict[str, Any]) -> str:
+    """Return accuracies of what learned on beside those of what it began with."""
+    rows = [("task", "description", *(f"{h}, {m}" for h in HEADS for m in MODELS))]
+    for name, found in tables(after).items():
+        for row in found["rows"]:
+            if not row.startswith("embedding, mean"):
+                continue
+            described, _, size = row.removeprefix("embedding, ").partition(", ")
+            pairs = [p[name]["rows"][row][h]["accuracy"] for h in HEADS for p in (before, after)]
+            task = found["task"].split(",")[0] + (f", {size}" if size else "")
+            rows.append((task, described, *map(percent, pairs)))
+    return table(*rows)
+
+
 def _against(accuracy: dict[str, Any]) -> tuple[str, str]:
     difference = accuracy.get("difference")
     return percent(accuracy), "" if difference is None else percent(difference, "+")
@@ -122,6 +140,11 @@ def main() -> None:
     ablation = args.folder / "pretraining.json"
     if ablation.exists():
         text = replace_block(text, "recipe", recipe(json.loads(ablation.read_text())))
+    second, models = (args.folder / f"{n}.json" for n in ("encoder_2", "models"))
+    if second.exists():
+        text = replace_block(text, "longer", longer(results, json.loads(second.read_text())))
+    if models.exists():
+        text = replace_block(text, "models", side_by_side(json.loads(models.read_text())))
     args.page.write_text(text)
 
 

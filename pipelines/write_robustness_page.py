@@ -183,10 +183,10 @@ def masking_costs(found: dict[str, Any]) -> str:
     return table(*out)
 
 
-def lowrank_encoder(found: dict[str, Any]) -> str:
-    """Return what the low-rank encoder is beside the dense one and a small dense one."""
+def side_by_side(found: dict[str, Any]) -> str:
+    """Return what encoders tell and cost beside one of them, such as the low-rank one's."""
     shown = []
-    if found["steps"]:
+    if found.get("steps"):
         shown.append(f"The last run of the low-rank one took {found['steps']:,} steps.")
     if speed := found.get("speed"):
         networks = [("network", "parameters", "float32, chips/s", "bfloat16, chips/s")]
@@ -278,7 +278,7 @@ def main() -> None:
     ):
         path = args.folder / f"{name}.json"
         if path.exists():
-            text = replace_block(text, block, lowrank_encoder(json.loads(path.read_text())))
+            text = replace_block(text, block, side_by_side(json.loads(path.read_text())))
     args.page.write_text(text)
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import nec
+from nec.codec.guarantee import cosines
 from nec.encoders import Encoder
 from nec.encoders.tiling import Tiling, embed_image, missing_tokens
 from nec.encoders.vit import VisionTransformer, VisionTransformerConfig
@@ -162,3 +163,19 @@ def test_maps_turn_and_crop_as_their_chips_do() -> None:
     # Gain and blur are the view's alone: what stays is where things are.
     for one, other in zip(means, moved, strict=True):
         assert torch.corrcoef(torch.stack((one.flatten(), other.flatten())))[0, 1] > 0.8
+
+
+def test_every_built_in_model_codes_what_it_embeds() -> None:
+    models = [nec.load_model(name, precision="float32") for name in nec.list_models()]
+    assert len({model.basis_hash for model in models}) == len(models) > 1
+    coarse = torch.rand(4, 6, 8, 8, generator=torch.Generator().manual_seed(0))
+    chips = 0.3 * F.interpolate(coarse, scale_factor=8.0, mode="bicubic")
+    for model in models:
+        embedded = model.encoder.embed(chips.clamp(0, 1), bands=model.encoder.bands, gsd=10.0)
+        vectors = np.moveaxis(embedded.numpy(), 1, -1)
+        found = []
+        for rate in ("low", "medium", "high"):
+            compressor = model.compressor(rate)
+            found.append(cosines(vectors, compressor.decode(compressor.encode(vectors))).mean())
+        assert found == sorted(found), model.name
+        assert found[-1] > 0.98, model.name
