@@ -88,6 +88,7 @@ def learned(features: Tensor, compressors: list[Compressor]) -> Compressor:
 def test_estimate_is_near_the_bytes(
     falloff: float, near: float, features: Tensor, compressors: list[Compressor]
 ) -> None:
+    torch.manual_seed(0)
     bottleneck = Bottleneck(DIM, len(SIZES), falloff=falloff)
     rates = [
         Compressor.fit(pieces(features), bytes_per_vector=s, basis=c.basis, falloff=falloff)
@@ -105,7 +106,7 @@ def test_estimate_is_near_the_bytes(
         assert estimated == pytest.approx(len(data), rel=near)
         decoded = torch.from_numpy(compressor.decode(data)).permute(0, 3, 1, 2)
         error = float((coded.features - features).square().mean())
-        assert error == pytest.approx(float((decoded - features).square().mean()), rel=0.15)
+        assert error == pytest.approx(float((decoded - features).square().mean()), rel=near)
 
 
 @pytest.mark.parametrize("kind", KINDS)
