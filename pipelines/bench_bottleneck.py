@@ -122,9 +122,10 @@ def plot(table: dict, out: Path) -> None:
     from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
-    for name, rows in table["rows"].items():
+    colours = plt.get_cmap("tab20").colors
+    for name, colour, rows in zip(table["rows"], colours, table["rows"].values(), strict=False):
         size = [r["bytes_per_image"] for r in rows]
-        style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-"}
+        style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-", "color": colour}
         for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):
             values = [100 * r["accuracy"][pooling]["value"] for r in rows]
             ax.plot(size, values, label=told(name, rows), **style)
