@@ -125,7 +125,7 @@ class FactorisedPrior(TokenPrior):
 
 
 class HyperPrior(TokenPrior):
-    """Mean and scale of every symbol, from side information that sees the grid [2]_.
+    """Mean and scale of every symbol, a Laplacian, from side information that sees the grid [2]_.
 
     Parameters
     ----------
