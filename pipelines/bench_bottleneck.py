@@ -123,7 +123,7 @@ def plot(table: dict, out: Path) -> None:
 
     figure, axes = plt.subplots(1, 4, figsize=(17, 4), layout="constrained")
     colours = plt.get_cmap("tab20").colors
-    for name, colour, rows in zip(table["rows"], colours, table["rows"].values(), strict=False):
+    for (name, rows), colour in zip(table["rows"].items(), colours, strict=False):
         size = [r["bytes_per_image"] for r in rows]
         style = {"marker": "o", "linestyle": ":" if rows[0]["estimated"] else "-", "color": colour}
         for ax, pooling in zip(axes, (MEAN, ROUGH), strict=False):

@@ -23,7 +23,7 @@ HEADS, MODELS = ("linear", "k-NN"), ("nec-tiny", "nec-tiny-2")
 
 def accuracies(found: dict[str, Any]) -> str:
     """Return the table of one task."""
-    heads = [h for h in ("linear", "k-NN") if any(h in row for row in found["rows"].values())]
+    heads = [h for h in HEADS if any(h in row for row in found["rows"].values())]
     head = ("row", *(f"{h}, % (95 %)" for h in heads), f"against ours, points: {'; '.join(heads)}")
     if not heads:
         head = ("row", "accuracy, % (95 %)", "mean IoU, % (95 %)", "accuracy against ours, points")
@@ -57,7 +57,7 @@ def compressibility(found: dict[str, Any]) -> str:
         (
             name,
             f"{row['bytes_per_vector']:.3g}",
-            *(percent(row[h]["accuracy"]) for h in ("linear", "k-NN")),
+            *(percent(row[h]["accuracy"]) for h in HEADS),
         )
         for name, row in found["rows"].items()
         if "bytes_per_vector" in row

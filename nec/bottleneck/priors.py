@@ -64,15 +64,15 @@ def _bits(logarithm: Tensor) -> Tensor:
     return -logarithm.flatten(1).sum(1) / math.log(2)
 
 
-def _density_bits(density: Any, symbols: Tensor, widths: Tensor) -> Tensor:
-    """Return the bits of symbols (n, band, y, x) by CompressAI's density of each band.
+def _density_bits(density: Any, symbols: Tensor, scale: Tensor) -> Tensor:
+    """Return the bits of symbols (n, band, y, x) by CompressAI's density of each band, at a scale.
 
     Of logits u and l of the cumulative on either side, the likelihood is
     sigmoid(u) - sigmoid(l) = sigmoid(u) sigmoid(-l) (1 - exp(l - u)).
     """
     rows = symbols.transpose(0, 1).flatten(1)[:, None]
-    scale = widths.exp()[:, None, None]
-    lower, upper = (density._logits_cumulative((rows + h) / scale, False) for h in (-0.5, 0.5))
+    wide = scale.reshape(-1, 1, 1)
+    lower, upper = (density._logits_cumulative((rows + h) / wide, False) for h in (-0.5, 0.5))
     within = (-torch.expm1((lower - upper).clamp_max(-SMALLEST_GAP))).log()
     found = F.logsigmoid(upper) + F.logsigmoid(-lower) + within
     return _bits(found[:, 0].unflatten(1, (len(symbols), -1)).transpose(0, 1))
@@ -121,7 +121,7 @@ class FactorisedPrior(TokenPrior):
         """Round values in steps (n, band, y, x) and count bits; `steps` are of no concern."""
         del steps
         hard = _rounded(values)
-        return Quantised(hard, _density_bits(self.densities[rate], hard, self.widths[rate]))
+        return Quantised(hard, _density_bits(self.densities[rate], hard, self.widths[rate].exp()))
 
 
 class HyperPrior(TokenPrior):
@@ -169,7 +169,7 @@ class HyperPrior(TokenPrior):
         mean, scale = self.synthesis(side / gain)[..., :height, :width].chunk(2, 1)
         mean, scale = mean * own, SMALLEST_SCALE + F.softplus(scale) * own
         hard = _rounded(values - mean) + mean
-        told = _density_bits(self.densities[rate], side, torch.zeros_like(self.gains[rate]))
+        told = _density_bits(self.densities[rate], side, side.new_ones(1))
         return Quantised(hard, told + _laplacian_bits(hard - mean, scale))
 
 
